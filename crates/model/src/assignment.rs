@@ -1,0 +1,48 @@
+//! What a controller is told.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ControllerId, FencingToken, ImageManifest, IncarnationId, ProjectName, Source, VmId, VmName, VmSpec,
+};
+
+/// What a controller is to make of an incarnation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wanted {
+    /// It runs.
+    Running,
+    /// It is paused.
+    Paused,
+    /// It has ended, its workload asked to stop first, and gave back all but what outlives a run: logs and a persistent disk.
+    Stopped,
+    /// As stopped, and nothing of the VM is left on the host.
+    Purged,
+}
+
+/// What one controller is told about one incarnation. Written by reconciliation, read by the controller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The incarnation.
+    pub incarnation: IncarnationId,
+    /// Its VM.
+    pub vm: VmId,
+    /// The VM's project.
+    pub project: ProjectName,
+    /// The VM's name, and the guest's host name.
+    pub name: VmName,
+    /// Who runs it.
+    pub controller: ControllerId,
+    /// Every report on it must carry this.
+    pub token: FencingToken,
+    /// What to make of it.
+    pub wanted: Wanted,
+    /// What the user asked for.
+    pub spec: VmSpec,
+    /// What it starts from.
+    pub source: Source,
+    /// The root file system, resolved when it was placed.
+    pub image: ImageManifest,
+    /// The kernel, resolved when it was placed; none: the controller's default.
+    pub kernel: Option<ImageManifest>,
+}

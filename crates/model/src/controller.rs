@@ -1,0 +1,115 @@
+//! Hosts and what they have.
+
+use std::ops::{Add, Sub};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{ControllerId, Labels, SessionToken, VmName};
+
+/// Amounts of what a host gives to VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Resources {
+    /// Virtual processors.
+    pub vcpus: u64,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Disk in MiB.
+    pub disk_mib: u64,
+    /// Machines, however small: each costs a process.
+    pub vms: u64,
+}
+
+impl Resources {
+    /// Whether `wanted` fits into these.
+    pub fn fit(&self, wanted: &Resources) -> bool {
+        wanted.vcpus <= self.vcpus
+            && wanted.memory_mib <= self.memory_mib
+            && wanted.disk_mib <= self.disk_mib
+            && wanted.vms <= self.vms
+    }
+}
+
+impl Add for Resources {
+    type Output = Resources;
+    /// Saturates, so that a corrupt record cannot wrap around to "plenty free".
+    fn add(self, other: Resources) -> Resources {
+        Resources {
+            vcpus: self.vcpus.saturating_add(other.vcpus),
+            memory_mib: self.memory_mib.saturating_add(other.memory_mib),
+            disk_mib: self.disk_mib.saturating_add(other.disk_mib),
+            vms: self.vms.saturating_add(other.vms),
+        }
+    }
+}
+
+impl Sub for Resources {
+    type Output = Resources;
+    /// Stops at zero.
+    fn sub(self, other: Resources) -> Resources {
+        Resources {
+            vcpus: self.vcpus.saturating_sub(other.vcpus),
+            memory_mib: self.memory_mib.saturating_sub(other.memory_mib),
+            disk_mib: self.disk_mib.saturating_sub(other.disk_mib),
+            vms: self.vms.saturating_sub(other.vms),
+        }
+    }
+}
+
+/// A driver that a host offers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriverInfo {
+    /// Its name (`qemu`).
+    pub name: String,
+    /// The monitor's version, when there is one.
+    pub version: Option<String>,
+    /// What accelerates it, and why not something faster.
+    pub acceleration: String,
+    /// Whether pause and resume work.
+    pub pause: bool,
+}
+
+/// A host's daemon: its identity and what it offers. Written by registration and by operators only; a heartbeat does not touch it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Controller {
+    /// Its identity, kept in the host's data folder.
+    pub id: ControllerId,
+    /// Its name, unique.
+    pub name: VmName,
+    /// What it offers in all.
+    pub capacity: Resources,
+    /// What it is chosen by.
+    pub labels: Labels,
+    /// What it runs VMs with.
+    pub driver: DriverInfo,
+    /// Whether nothing new is placed here.
+    pub cordoned: bool,
+    /// Its present registration. Calls that name another are refused.
+    pub session: SessionToken,
+    /// When it registered first.
+    pub created_at: Timestamp,
+    /// When it registered last.
+    pub registered_at: Timestamp,
+}
+
+/// What is reserved on a controller. Written by placement and release only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControllerAllocation {
+    /// The controller.
+    pub controller: ControllerId,
+    /// The sums of what its unreleased incarnations and its persistent disks hold.
+    pub reserved: Resources,
+}
+
+/// A controller's sign of life. Written by heartbeats only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControllerLease {
+    /// The controller.
+    pub controller: ControllerId,
+    /// The registration that renews it.
+    pub session: SessionToken,
+    /// Grows with each renewal. A reader judges the lease by its own monotonic clock since it last saw this move.
+    pub renewals: u64,
+    /// How long a renewal is good for, in milliseconds.
+    pub duration_ms: u64,
+}

@@ -1,0 +1,37 @@
+//! Records, ids, states and the pure functions that decide what happens next. No I/O, no async, no clock.
+//!
+//! Start reading at [`vm`]: a [`Vm`] is what a user wants, an [`Incarnation`] is one try at running it on one controller, and
+//! [`next_step`] says what brings the one to the other.
+
+mod assignment;
+mod controller;
+mod event;
+mod ids;
+mod image;
+mod incarnation;
+mod names;
+mod request;
+mod secret;
+mod spec;
+mod step;
+mod transition;
+mod validate;
+pub mod vm;
+
+pub use assignment::{Assignment, Wanted};
+pub use controller::{Controller, ControllerAllocation, ControllerLease, DriverInfo, Resources};
+pub use event::{Actor, Event, EventKind, Reason, ReasonCode};
+pub use ids::{ControllerId, DiskId, FencingToken, IncarnationId, OperationId, SessionToken, VmId};
+pub use image::{Image, ImageDefaults, ImageKind, ImageManifest};
+pub use incarnation::{Endpoint, Exit, ExitCause, Incarnation, IncarnationState, Report, Source};
+pub use names::{ImageName, Labels, ProjectName, VmName};
+pub use request::{Request, RequestRefusal, apply_request, run_is_over};
+pub use secret::SecretString;
+pub use spec::{DiskKind, OnHostLoss, PortSpec, RestartPolicy, RestartRule, VmSpec};
+pub use step::{Step, next_step, restart_at};
+pub use transition::{Refusal, apply_report};
+pub use validate::{ControllerLimits, INVALID_FIELD};
+pub use vm::{DesiredState, Disk, Vm, VmState, observed_state};
+
+/// A point in wall-clock time (UTC).
+pub use jiff::Timestamp;

@@ -1,0 +1,58 @@
+//! Local files keep the promises of `BlobStore`.
+
+// Helpers of tests may panic.
+#![allow(clippy::unwrap_used)]
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+use flames_blob::BlobStore;
+use flames_blob_conformance::{Fixture, Harness, Time, async_trait};
+use flames_blob_object_store::FsBlobStore;
+use flames_clock::SystemClock;
+use tempfile::TempDir;
+
+struct LocalFiles;
+
+struct Fresh {
+    store: Mutex<Option<Arc<FsBlobStore>>>,
+    folder: TempDir,
+}
+
+async fn open(folder: &TempDir) -> Arc<FsBlobStore> {
+    Arc::new(FsBlobStore::open(folder.path(), Arc::new(SystemClock::new())).await.unwrap())
+}
+
+#[async_trait]
+impl Harness for LocalFiles {
+    fn name(&self) -> &'static str {
+        "fs"
+    }
+    fn time(&self) -> Time {
+        Time::Real
+    }
+    fn is_durable(&self) -> bool {
+        true
+    }
+    async fn fresh(&self) -> Box<dyn Fixture> {
+        let folder = tempfile::tempdir().unwrap();
+        Box::new(Fresh { store: Mutex::new(Some(open(&folder).await)), folder })
+    }
+}
+
+#[async_trait]
+impl Fixture for Fresh {
+    fn store(&self) -> Arc<dyn BlobStore> {
+        self.store.lock().unwrap().clone().unwrap()
+    }
+    async fn reopen(&self) -> Arc<dyn BlobStore> {
+        drop(self.store.lock().unwrap().take());
+        let store = open(&self.folder).await;
+        *self.store.lock().unwrap() = Some(Arc::clone(&store));
+        store
+    }
+}
+
+fn main() -> ExitCode {
+    flames_blob_conformance::run(LocalFiles)
+}

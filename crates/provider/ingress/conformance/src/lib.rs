@@ -1,0 +1,163 @@
+//! The suite that every IngressProvider must pass.
+//!
+//! An adapter implements [`Harness`] and [`Fixture`] in its `tests/conformance.rs` and calls [`run`] from `main`. The suite is
+//! about the table of routes; whether traffic flows is each adapter's own test.
+
+// Cases are tests: a panic is how they fail.
+#![allow(clippy::unwrap_used)]
+
+mod hosts;
+mod listing;
+mod routes;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+pub use async_trait::async_trait;
+use flames_conformance_runner::{Row, Suite, cases, table};
+pub use flames_conformance_runner::{Time, Unavailable, failures};
+use flames_error::{ErrorKind, Result};
+use flames_ingress::{
+    IngressCapabilities, IngressProvider, Registration, Route, RouteKey, RouteOwner, Target,
+};
+
+/// How an adapter is brought under test.
+#[async_trait]
+pub trait Harness: Send + Sync + 'static {
+    /// The adapter's name, as it tells it.
+    fn name(&self) -> &'static str;
+
+    /// The time that the cases run in.
+    fn time(&self) -> Time;
+
+    /// What the ingress can do, as it tells it itself.
+    fn capabilities(&self) -> IngressCapabilities;
+
+    /// Why the adapter cannot be tested here, known without connecting.
+    fn unavailable(&self) -> Option<Unavailable> {
+        None
+    }
+
+    /// An ingress without routes, for one case.
+    async fn fresh(&self) -> Box<dyn Fixture>;
+}
+
+/// One fresh ingress.
+pub trait Fixture: Send + Sync {
+    /// The ingress.
+    fn ingress(&self) -> Arc<dyn IngressProvider>;
+}
+
+fn rows() -> Vec<Row<Box<dyn Fixture>>> {
+    table![
+        routes:
+            a_registered_route_is_listed,
+            registering_again_replaces_the_target,
+            registering_again_replaces_the_host_names,
+            registering_the_same_twice_changes_nothing,
+            an_unregistered_vm_has_no_routes,
+            unregistering_twice_is_no_error,
+            removing_one_port_leaves_the_others,
+            a_vms_routes_are_its_own,
+            a_route_that_is_none_is_refused,
+            a_guest_target_is_served_or_refused_as_declared;
+        hosts:
+            a_host_name_belongs_to_one_vm,
+            a_refused_route_changes_nothing,
+            one_of_many_who_want_a_host_name_gets_it,
+            a_freed_host_name_can_be_taken_by_another_vm,
+            a_host_name_that_was_given_up_can_be_taken_by_another_vm;
+        listing:
+            an_empty_table_lists_nothing,
+            a_listing_is_ordered_and_pages_meet,
+            a_route_that_stays_is_listed_once_while_others_come_and_go,
+            a_page_limit_out_of_range_is_refused,
+    ]
+}
+
+/// The suite for one adapter.
+pub fn suite(harness: impl Harness) -> Suite {
+    let harness = Arc::new(harness);
+    let fresh = Arc::clone(&harness);
+    Suite {
+        name: "ingress",
+        provider: harness.name(),
+        unavailable: harness.unavailable(),
+        time: harness.time(),
+        cases: cases(
+            rows(),
+            |_| None,
+            move || {
+                let harness = Arc::clone(&fresh);
+                async move {
+                    let fixture = harness.fresh().await;
+                    let told = fixture.ingress().capabilities();
+                    assert_eq!(told, harness.capabilities(), "the harness tells the truth");
+                    fixture
+                }
+            },
+        ),
+    }
+}
+
+/// The whole of an adapter's `tests/conformance.rs` (`harness = false`): `fn main() -> ExitCode { run(Harness) }`.
+pub fn run(harness: impl Harness) -> ExitCode {
+    flames_conformance_runner::run(suite(harness))
+}
+
+fn owner(vm: &str) -> RouteOwner {
+    RouteOwner::new(vm).unwrap()
+}
+
+fn key(vm: &str, port: u16) -> RouteKey {
+    RouteKey { vm: owner(vm), port }
+}
+
+fn route(vm: &str, port: u16, hosts: &[&str]) -> Route {
+    Route { key: key(vm, port), hosts: hosts.iter().map(|host| (*host).to_owned()).collect() }
+}
+
+/// An address that every adapter can be told of; nothing needs to listen there.
+fn address(port: u16) -> Target {
+    Target::Address(SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+async fn ports_of(ingress: &dyn IngressProvider, vm: &str) -> Vec<u16> {
+    ingress.get(&owner(vm)).await.unwrap().iter().map(|registration| registration.route.key.port).collect()
+}
+
+/// Everything listed, page after page. Panics when the pages do not end.
+async fn list_all(ingress: &dyn IngressProvider, limit: usize) -> Vec<Registration> {
+    let (mut listed, mut after) = (Vec::new(), None);
+    for _ in 0..1_000 {
+        let page = ingress.list(after.as_ref(), limit).await.unwrap();
+        assert!(page.registrations.len() <= limit, "a page has at most {limit}");
+        listed.extend(page.registrations);
+        after = page.next;
+        if after.is_none() {
+            return listed;
+        }
+    }
+    panic!("the pages do not end");
+}
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(answer: Result<T>, kind: ErrorKind) {
+    assert_eq!(answer.unwrap_err().kind(), kind);
+}
+
+#[cfg(test)]
+mod tests {
+    use flames_conformance_runner::assert_table_is_complete;
+
+    #[test]
+    fn the_table_holds_every_case_written_and_every_case_promised() {
+        let names: Vec<&str> = super::rows().iter().map(|row| row.name).collect();
+        assert_table_is_complete(
+            &names,
+            &[include_str!("hosts.rs"), include_str!("listing.rs"), include_str!("routes.rs")],
+            &[include_str!("../../src/lib.rs")],
+        );
+    }
+}

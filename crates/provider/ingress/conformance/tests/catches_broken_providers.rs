@@ -1,0 +1,287 @@
+//! The suite's own test: ingresses that are wrong in one way each, and the case that catches each.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use flames_error::{Error, ErrorKind, Result};
+use flames_ingress::{
+    IngressCapabilities, IngressProvider, MAX_PAGE, Registration, RegistrationPage, Route, RouteKey,
+    RouteOwner, Target,
+};
+use flames_ingress_conformance::{Fixture, Harness, Time, async_trait, failures, suite};
+use flames_ingress_noop::NoopIngress;
+
+/// The one way in which a [`BrokenIngress`] is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flaw {
+    None,
+    /// It cannot serve guests, says so, and is right.
+    NoGuests,
+    /// It cannot serve guests, says so, and takes them all the same.
+    GuestsTakenUndeclared,
+    RegistrationLost,
+    FirstTargetStays,
+    /// Host names of an earlier registration of the route stay.
+    HostNamesPileUp,
+    /// A second registration of a route is refused.
+    RegisterOnce,
+    /// A host name goes to whoever asks last.
+    HostNameStolen,
+    /// The old route is removed before the new one is known to be right.
+    RemoveThenCheck,
+    /// Looks whether a host name is free, and takes it later.
+    CheckThenRegister,
+    HostNamesNeverFreed,
+    UnregisterDoesNothing,
+    UnregisterTakesPrefix,
+    UnregisterOfAbsentFails,
+    PortTakesTheVm,
+    GetTakesPrefix,
+    NothingValidated,
+    ListingUnordered,
+    PagesRepeat,
+    PagesSkip,
+    /// A page starts at a place that is counted, not named.
+    PagesByOffset,
+    LimitBent,
+}
+
+#[derive(Debug)]
+struct BrokenIngress {
+    flaw: Flaw,
+    right: NoopIngress,
+    hosts: Mutex<BTreeMap<String, RouteOwner>>,
+    pages: Mutex<usize>,
+}
+
+impl BrokenIngress {
+    fn is(&self, flaw: Flaw) -> bool {
+        self.flaw == flaw
+    }
+
+    async fn all(&self) -> Vec<Registration> {
+        self.right.list(None, MAX_PAGE).await.unwrap().registrations
+    }
+
+    async fn standing(&self, key: &RouteKey) -> Option<Registration> {
+        self.all().await.into_iter().find(|registration| registration.route.key == *key)
+    }
+
+    /// The VMs that `vm` is mistaken for.
+    async fn beginning_with(&self, vm: &RouteOwner) -> Vec<RouteOwner> {
+        let owners = self.all().await.into_iter().map(|registration| registration.route.key.vm);
+        owners.filter(|owner| owner.as_str().starts_with(vm.as_str())).collect()
+    }
+}
+
+#[async_trait]
+impl IngressProvider for BrokenIngress {
+    fn name(&self) -> &'static str {
+        "broken"
+    }
+
+    fn capabilities(&self) -> IngressCapabilities {
+        capabilities(self.flaw)
+    }
+
+    async fn register(&self, mut route: Route, mut target: Target) -> Result<Registration> {
+        let standing = self.standing(&route.key).await;
+        let refused = |kind| Err(Error::new(kind, "ingress.register", "refused"));
+        match self.flaw {
+            Flaw::NoGuests if matches!(target, Target::Guest { .. }) => {
+                return refused(ErrorKind::NotSupported);
+            }
+            Flaw::RegistrationLost => {
+                route.validate()?;
+                return Ok(Registration { route, target, url: None });
+            }
+            Flaw::FirstTargetStays => target = standing.map_or(target, |standing| standing.target),
+            Flaw::HostNamesPileUp => {
+                let mut old = standing.map(|standing| standing.route.hosts).unwrap_or_default();
+                old.retain(|host| !route.hosts.contains(host));
+                route.hosts.extend(old);
+            }
+            Flaw::RegisterOnce if standing.is_some() => return refused(ErrorKind::AlreadyExists),
+            Flaw::HostNameStolen => {
+                for other in self.all().await {
+                    if other.route.key.vm != route.key.vm
+                        && other.route.hosts.iter().any(|host| route.hosts.contains(host))
+                    {
+                        self.right.unregister_port(&other.route.key).await?;
+                    }
+                }
+            }
+            Flaw::RemoveThenCheck => self.right.unregister_port(&route.key).await?,
+            Flaw::CheckThenRegister => {
+                let taken = |other: &Registration| {
+                    other.route.key.vm != route.key.vm
+                        && other.route.hosts.iter().any(|host| route.hosts.contains(host))
+                };
+                if self.all().await.iter().any(taken) {
+                    return refused(ErrorKind::AlreadyExists);
+                }
+                tokio::task::yield_now().await;
+                for other in self.all().await.into_iter().filter(taken) {
+                    self.right.unregister_port(&other.route.key).await?;
+                }
+            }
+            Flaw::HostNamesNeverFreed => {
+                let mut hosts = self.hosts.lock().unwrap();
+                for host in &route.hosts {
+                    if hosts.entry(host.clone()).or_insert(route.key.vm.clone()) != &route.key.vm {
+                        return refused(ErrorKind::AlreadyExists);
+                    }
+                }
+            }
+            Flaw::NothingValidated => {
+                route.key.port = route.key.port.max(1);
+                route.hosts.clear();
+            }
+            _ => {}
+        }
+        self.right.register(route, target).await
+    }
+
+    async fn unregister_port(&self, key: &RouteKey) -> Result<()> {
+        match self.flaw {
+            Flaw::UnregisterOfAbsentFails if self.standing(key).await.is_none() => {
+                Err(Error::not_found("ingress.unregister_port", "route", key.vm.as_str()))
+            }
+            Flaw::PortTakesTheVm => self.right.unregister(&key.vm).await,
+            _ => self.right.unregister_port(key).await,
+        }
+    }
+
+    async fn unregister(&self, vm: &RouteOwner) -> Result<()> {
+        if self.is(Flaw::UnregisterDoesNothing) {
+            return Ok(());
+        }
+        if self.is(Flaw::UnregisterTakesPrefix) {
+            for owner in self.beginning_with(vm).await {
+                self.right.unregister(&owner).await?;
+            }
+        }
+        self.right.unregister(vm).await
+    }
+
+    async fn get(&self, vm: &RouteOwner) -> Result<Vec<Registration>> {
+        if !self.is(Flaw::GetTakesPrefix) {
+            return self.right.get(vm).await;
+        }
+        let owners = self.beginning_with(vm).await;
+        let mut all = self.all().await;
+        all.retain(|registration| owners.contains(&registration.route.key.vm));
+        Ok(all)
+    }
+
+    async fn list(&self, after: Option<&RouteKey>, limit: usize) -> Result<RegistrationPage> {
+        let mut page = match self.flaw {
+            Flaw::LimitBent => self.right.list(after, limit.clamp(1, MAX_PAGE)).await?,
+            Flaw::PagesRepeat => self.right.list(None, limit).await?,
+            Flaw::PagesByOffset => {
+                let offset = {
+                    let mut pages = self.pages.lock().unwrap();
+                    *pages = if after.is_none() { 0 } else { *pages + 1 };
+                    *pages * limit
+                };
+                let all = self.all().await;
+                let registrations: Vec<_> = all.iter().skip(offset).take(limit).cloned().collect();
+                let more = all.len() > offset + limit;
+                let next = registrations.last().filter(|_| more).map(|last| last.route.key.clone());
+                RegistrationPage { registrations, next }
+            }
+            _ => self.right.list(after, limit).await?,
+        };
+        match self.flaw {
+            Flaw::ListingUnordered => page.registrations.reverse(),
+            Flaw::PagesSkip if page.next.is_some() => {
+                let behind = self.right.list(page.next.as_ref(), 1).await?;
+                page.next = behind.registrations.into_iter().next().map(|first| first.route.key);
+            }
+            _ => {}
+        }
+        Ok(page)
+    }
+}
+
+fn capabilities(flaw: Flaw) -> IngressCapabilities {
+    let guest_targets = !matches!(flaw, Flaw::NoGuests | Flaw::GuestsTakenUndeclared);
+    IngressCapabilities { forwards: false, guest_targets }
+}
+
+struct Broken(Flaw);
+
+struct Fresh(Arc<BrokenIngress>);
+
+#[async_trait]
+impl Harness for Broken {
+    fn name(&self) -> &'static str {
+        "broken"
+    }
+    fn time(&self) -> Time {
+        Time::Paused
+    }
+    fn capabilities(&self) -> IngressCapabilities {
+        capabilities(self.0)
+    }
+    async fn fresh(&self) -> Box<dyn Fixture> {
+        Box::new(Fresh(Arc::new(BrokenIngress {
+            flaw: self.0,
+            right: NoopIngress::new(),
+            hosts: Mutex::default(),
+            pages: Mutex::default(),
+        })))
+    }
+}
+
+impl Fixture for Fresh {
+    fn ingress(&self) -> Arc<dyn IngressProvider> {
+        self.0.clone()
+    }
+}
+
+/// What `case` says of an ingress with `flaw`; none when it passes.
+fn verdict(flaw: Flaw, case: &'static str) -> Option<String> {
+    let mut cases = suite(Broken(flaw)).cases;
+    cases.retain(|listed| listed.name == case);
+    assert_eq!(cases.len(), 1, "there is no case {case}");
+    failures(cases, Time::Paused).remove(case)
+}
+
+#[test]
+fn an_ingress_without_a_flaw_passes_with_and_without_guest_targets() {
+    for flaw in [Flaw::None, Flaw::NoGuests] {
+        assert_eq!(failures(suite(Broken(flaw)).cases, Time::Paused), BTreeMap::new(), "{flaw:?}");
+    }
+}
+
+#[test]
+fn each_flaw_is_caught_by_the_case_that_names_it() {
+    let catches = [
+        (Flaw::RegistrationLost, "a_registered_route_is_listed"),
+        (Flaw::FirstTargetStays, "registering_again_replaces_the_target"),
+        (Flaw::HostNamesPileUp, "registering_again_replaces_the_host_names"),
+        (Flaw::HostNamesPileUp, "a_host_name_that_was_given_up_can_be_taken_by_another_vm"),
+        (Flaw::RegisterOnce, "registering_the_same_twice_changes_nothing"),
+        (Flaw::HostNameStolen, "a_host_name_belongs_to_one_vm"),
+        (Flaw::RemoveThenCheck, "a_refused_route_changes_nothing"),
+        (Flaw::CheckThenRegister, "one_of_many_who_want_a_host_name_gets_it"),
+        (Flaw::HostNamesNeverFreed, "a_freed_host_name_can_be_taken_by_another_vm"),
+        (Flaw::UnregisterDoesNothing, "an_unregistered_vm_has_no_routes"),
+        (Flaw::UnregisterTakesPrefix, "an_unregistered_vm_has_no_routes"),
+        (Flaw::UnregisterOfAbsentFails, "unregistering_twice_is_no_error"),
+        (Flaw::PortTakesTheVm, "removing_one_port_leaves_the_others"),
+        (Flaw::GetTakesPrefix, "a_vms_routes_are_its_own"),
+        (Flaw::NothingValidated, "a_route_that_is_none_is_refused"),
+        (Flaw::GuestsTakenUndeclared, "a_guest_target_is_served_or_refused_as_declared"),
+        (Flaw::ListingUnordered, "a_listing_is_ordered_and_pages_meet"),
+        (Flaw::PagesRepeat, "a_listing_is_ordered_and_pages_meet"),
+        (Flaw::PagesSkip, "a_listing_is_ordered_and_pages_meet"),
+        (Flaw::PagesByOffset, "a_route_that_stays_is_listed_once_while_others_come_and_go"),
+        (Flaw::LimitBent, "a_page_limit_out_of_range_is_refused"),
+    ];
+    let missed: Vec<_> = catches.iter().filter(|(flaw, case)| verdict(*flaw, case).is_none()).collect();
+    assert!(missed.is_empty(), "not caught: {missed:?}");
+}

@@ -1,0 +1,243 @@
+//! The one task that writes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flames_error::Result;
+use flames_state::{Commit, Committed, HintFanout, Key, Position, Version};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::batch::Batch;
+use crate::error::{not_applied, outcome_unknown};
+use crate::sql;
+
+/// How many requests may wait for the writer; further callers wait to hand theirs in.
+pub(crate) const QUEUE: usize = 256;
+/// How many requests share a transaction at most.
+const BATCH: usize = 128;
+/// At how many bytes a batch takes no further commit: what a batch holds beside the callers' own copies.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// How many log entries one request to trim removes, so that a long log does not hold up the commits.
+pub(crate) const TRIM_STEP: u32 = 1_000;
+
+const COMMIT: &str = "state.commit";
+const TRIM: &str = "state.trim_log";
+
+/// What the writer is asked for. It answers once the outcome is on disk.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// To apply a commit that is within the limits.
+    Commit { commit: Commit, answer: oneshot::Sender<Result<Committed>> },
+    /// To remove at most [`TRIM_STEP`] entries of a log; answers how many were removed.
+    Trim { log: Key, through: Position, answer: oneshot::Sender<Result<u64>> },
+}
+
+impl Request {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Commit { commit, .. } => commit.bytes(),
+            Self::Trim { .. } => 0,
+        }
+    }
+
+    /// Nobody waits for the answer any more, so that leaving it undone is as right as doing it.
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Commit { answer, .. } => answer.is_closed(),
+            Self::Trim { answer, .. } => answer.is_closed(),
+        }
+    }
+
+    fn commit(&self) -> Option<&Commit> {
+        match self {
+            Self::Commit { commit, .. } => Some(commit),
+            Self::Trim { .. } => None,
+        }
+    }
+}
+
+/// What became of a request, when its transaction was committed.
+enum Done {
+    Commit(Result<Committed>),
+    Trim(u64),
+}
+
+/// Why a transaction was not committed.
+enum Failed {
+    /// It was certainly not applied.
+    Before(Arc<sqlx::Error>),
+    /// Its `COMMIT` failed.
+    AtCommit(Arc<sqlx::Error>),
+}
+
+impl From<sqlx::Error> for Failed {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Before(Arc::new(error))
+    }
+}
+
+/// The writer and what it owns.
+pub(crate) struct Writer {
+    pub(crate) requests: mpsc::Receiver<Request>,
+    pub(crate) closing: Arc<Notify>,
+    pub(crate) hints: Arc<HintFanout>,
+    /// How many transactions were committed.
+    pub(crate) transactions: Arc<AtomicU64>,
+    pub(crate) options: SqliteConnectOptions,
+    /// None after a failure that left its state in doubt; opened anew for the next batch.
+    pub(crate) connection: Option<SqliteConnection>,
+}
+
+impl Writer {
+    /// Applies requests until told to close, or until the store is dropped. What was handed in before is still applied.
+    pub(crate) async fn run(mut self) {
+        let closing = Arc::clone(&self.closing);
+        let mut closed = false;
+        loop {
+            let first = tokio::select! {
+                biased;
+                () = closing.notified(), if !closed => {
+                    self.requests.close();
+                    closed = true;
+                    continue;
+                }
+                request = self.requests.recv() => request,
+            };
+            let Some(first) = first else { break };
+            let batch = self.gather(first);
+            if !batch.is_empty() {
+                self.apply(batch).await;
+            }
+        }
+        if let Some(connection) = self.connection.take()
+            && let Err(error) = connection.close().await
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "closing the state file failed");
+        }
+    }
+
+    fn gather(&mut self, first: Request) -> Vec<Request> {
+        let mut bytes = first.bytes();
+        let mut batch = vec![first];
+        while batch.len() < BATCH && bytes < BATCH_BYTES {
+            let Ok(request) = self.requests.try_recv() else { break };
+            bytes += request.bytes();
+            batch.push(request);
+        }
+        batch.retain(|request| !request.is_abandoned());
+        batch
+    }
+
+    async fn apply(&mut self, batch: Vec<Request>) {
+        let outcome = match self.connection().await {
+            Ok(connection) => transact(connection, &batch).await,
+            Err(error) => Err(error.into()),
+        };
+        match outcome {
+            Ok(done) => {
+                self.transactions.fetch_add(1, Ordering::Relaxed);
+                for (request, done) in batch.into_iter().zip(done) {
+                    self.answer(request, done);
+                }
+            }
+            Err(failed) => {
+                self.roll_back().await;
+                refuse(batch, &failed);
+            }
+        }
+    }
+
+    async fn connection(&mut self) -> sqlx::Result<&mut SqliteConnection> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.options.connect().await?,
+        };
+        Ok(self.connection.insert(connection))
+    }
+
+    /// After a failure: no transaction may stay open, and a connection that cannot be brought to that is given up.
+    async fn roll_back(&mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            match sqlx::query("ROLLBACK").execute(&mut connection).await {
+                Ok(_) => self.connection = Some(connection),
+                // SQLite has rolled back by itself, or cannot: either way a new connection starts clean.
+                Err(error) => {
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "the writer's connection is replaced"
+                    );
+                }
+            }
+        }
+    }
+
+    fn answer(&self, request: Request, done: Done) {
+        // Nobody may be waiting for an answer any more; what was done stays done.
+        match (request, done) {
+            (Request::Commit { commit, answer }, Done::Commit(outcome)) => {
+                if outcome.is_ok() {
+                    self.hints.publish(&commit);
+                }
+                let _ = answer.send(outcome);
+            }
+            (Request::Trim { answer, .. }, Done::Trim(removed)) => {
+                let _ = answer.send(Ok(removed));
+            }
+            // An answer dropped is an unknown outcome for the caller: right for what cannot be.
+            (Request::Commit { .. }, Done::Trim(_)) | (Request::Trim { .. }, Done::Commit(_)) => {}
+        }
+    }
+}
+
+/// Applies a batch in one transaction.
+async fn transact(connection: &mut SqliteConnection, requests: &[Request]) -> Result<Vec<Done>, Failed> {
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+    let first_number = sql::reserve_numbers(connection, requests.len()).await?;
+    let checked: BTreeSet<&Key> = requests
+        .iter()
+        .filter_map(Request::commit)
+        .flat_map(|commit| &commit.checks)
+        .map(|check| check.key())
+        .collect();
+    let stored = sql::versions(connection, &checked.into_iter().collect::<Vec<_>>()).await?;
+    let stored = stored
+        .iter()
+        .map(|(key, version)| (&key[..], Version::from_raw(u64::try_from(*version).unwrap_or(0))));
+    let mut batch = Batch::over(stored);
+    let mut done = Vec::with_capacity(requests.len());
+    for (number, request) in (first_number..).zip(requests) {
+        done.push(match request {
+            Request::Commit { commit, .. } => Done::Commit(batch.apply(commit, number)),
+            Request::Trim { log, through, .. } => {
+                Done::Trim(sql::trim(connection, log, *through, TRIM_STEP).await?)
+            }
+        });
+    }
+    sql::put(connection, &batch.puts()).await?;
+    sql::delete(connection, &batch.deletes()).await?;
+    sql::append(connection, batch.appends()).await?;
+    if batch.is_unchanged() && !requests.iter().any(|request| matches!(request, Request::Trim { .. })) {
+        // Every commit was refused: nothing is worth an fsync.
+        sqlx::query("ROLLBACK").execute(connection).await?;
+        return Ok(done);
+    }
+    sqlx::query("COMMIT").execute(connection).await.map_err(|error| Failed::AtCommit(Arc::new(error)))?;
+    Ok(done)
+}
+
+fn refuse(batch: Vec<Request>, failed: &Failed) {
+    let error = |operation| match failed {
+        Failed::Before(cause) => not_applied(operation, Arc::clone(cause)),
+        Failed::AtCommit(cause) => outcome_unknown(operation, Arc::clone(cause)),
+    };
+    for request in batch {
+        // Nobody may be waiting any more.
+        match request {
+            Request::Commit { answer, .. } => drop(answer.send(Err(error(COMMIT)))),
+            Request::Trim { answer, .. } => drop(answer.send(Err(error(TRIM)))),
+        }
+    }
+}

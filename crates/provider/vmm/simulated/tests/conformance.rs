@@ -1,0 +1,14 @@
+//! The driver under the suite, on a host whose steps take time.
+
+mod harness;
+
+use flames_vmm::AgentChannel;
+use flames_vmm_simulated::{SimulatedConfig, SimulatedTimings};
+
+fn main() -> std::process::ExitCode {
+    flames_vmm_conformance::run(harness::Simulated::new(SimulatedConfig {
+        timings: SimulatedTimings::realistic(),
+        agent_channel: AgentChannel::Exclusive,
+        ..SimulatedConfig::default()
+    }))
+}

@@ -1,0 +1,17 @@
+//! The driver under the suite, on a host that does everything at once, and as little as a driver may do.
+
+mod harness;
+
+use flames_vmm::AgentChannel;
+use flames_vmm_simulated::{SimulatedConfig, SimulatedTimings};
+
+fn main() -> std::process::ExitCode {
+    flames_vmm_conformance::run(harness::Simulated::new(SimulatedConfig {
+        timings: SimulatedTimings::INSTANT,
+        agent_channel: AgentChannel::Multiplexed,
+        pause: false,
+        snapshot: false,
+        diff_snapshot: false,
+        ..SimulatedConfig::default()
+    }))
+}

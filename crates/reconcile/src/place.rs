@@ -1,0 +1,250 @@
+//! Placing a VM: decide on a view that may be old, then commit what only holds if the truth agrees.
+
+use std::sync::{Arc, PoisonError};
+
+use flames_clock::{Monotonic, RandomExt};
+use flames_error::Result;
+use flames_model::{
+    Assignment, Controller, ControllerAllocation, ControllerId, Disk, DiskId, EventKind, FencingToken,
+    ImageManifest, ImageName, Incarnation, IncarnationId, IncarnationState, ProjectName, Reason, ReasonCode,
+    Resources, Source, Vm, Wanted,
+};
+use flames_records::{Change, DueEntry, Versioned, VmEntry};
+use flames_scheduler::{Candidate, Decision, Request};
+
+use crate::vm::VmReconciler;
+
+/// The controllers as they were seen a moment ago.
+#[derive(Debug, Clone)]
+pub(crate) struct PlacementView {
+    seen_at: Monotonic,
+    controllers: Arc<Vec<(Versioned<Controller>, Resources)>>,
+}
+
+/// A place that was found and seen to fit.
+struct Place {
+    controller: Versioned<Controller>,
+    allocation: Versioned<ControllerAllocation>,
+}
+
+impl VmReconciler {
+    /// Finds a place for the VM and makes an incarnation there, or says why there is none.
+    pub(crate) async fn place(&self, due: &DueEntry, entry: &VmEntry, restart: bool) -> Result<()> {
+        let vm = &entry.vm.record;
+        let disk =
+            if vm.has_persistent_disk() { self.parts.records.disk(&vm.project, vm.id).await? } else { None };
+        let new_disk =
+            if disk.is_none() { vm.spec.persistent_disk_resources() } else { Resources::default() };
+        let wanted = vm.spec.resources() + new_disk;
+        let image = self.manifest(&vm.project, &vm.spec.image).await?;
+        let kernel = match &vm.spec.kernel {
+            Some(name) => self.manifest(&vm.project, name).await?.map(Some),
+            None => Some(None),
+        };
+        let (Some(image), Some(kernel)) = (image, kernel) else {
+            let reason = Reason::new(ReasonCode::ImageMissing, "Its image or kernel is not there any more.");
+            return self.unplaced(due, entry, reason).await;
+        };
+        let pinned = disk.as_ref().map(|disk| disk.controller);
+        let request = Request { resources: wanted, placement: &vm.spec.placement, pinned };
+        let place = match self.find_place(&request).await? {
+            Ok(place) => place,
+            Err(reason) => return self.unplaced(due, entry, reason).await,
+        };
+        self.commit_placement(due, entry, place, wanted, disk, (image, kernel), restart).await
+    }
+
+    async fn manifest(&self, project: &ProjectName, name: &ImageName) -> Result<Option<ImageManifest>> {
+        Ok(self.parts.records.image(project, name).await?.map(|image| image.record.manifest))
+    }
+
+    /// A place that fits by the allocation as it is now. A view that misled is read anew, once.
+    async fn find_place(&self, request: &Request<'_>) -> Result<std::result::Result<Place, Reason>> {
+        let mut nowhere = Reason::new(ReasonCode::NoCapacity, "No controller has room.");
+        for fresh in [false, true] {
+            let candidates = self.candidates(fresh).await?;
+            let known: Vec<Candidate> = candidates.iter().map(|(candidate, _)| candidate.clone()).collect();
+            match flames_scheduler::place(request, &known, self.parts.random.next_u64()) {
+                Decision::Nowhere(reason) => nowhere = reason,
+                Decision::Place(id) => {
+                    let chosen = candidates.into_iter().find(|(candidate, _)| candidate.controller.id == id);
+                    let allocation = self.parts.records.allocation(id).await?;
+                    if let (Some((candidate, controller)), Some(allocation)) = (chosen, allocation)
+                        && candidate.controller.capacity.fit(&(allocation.reserved + request.resources))
+                    {
+                        return Ok(Ok(Place { controller, allocation }));
+                    }
+                }
+            }
+        }
+        Ok(Err(nowhere))
+    }
+
+    async fn candidates(&self, fresh: bool) -> Result<Vec<(Candidate, Versioned<Controller>)>> {
+        let now = self.parts.clock.monotonic();
+        let kept = self.view.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let usable =
+            kept.filter(|view| !fresh && now.saturating_since(view.seen_at) < self.parts.config.view_age);
+        let controllers = match usable {
+            Some(view) => view.controllers,
+            None => {
+                let controllers = Arc::new(self.read_controllers().await?);
+                let read = PlacementView { seen_at: now, controllers: controllers.clone() };
+                *self.view.lock().unwrap_or_else(PoisonError::into_inner) = Some(read);
+                controllers
+            }
+        };
+        let candidate = |(controller, reserved): &(Versioned<Controller>, Resources)| {
+            let alive = self.liveness.is_alive(controller.id);
+            (
+                Candidate { controller: controller.record.clone(), reserved: *reserved, alive },
+                controller.clone(),
+            )
+        };
+        Ok(controllers.iter().map(candidate).collect())
+    }
+
+    async fn read_controllers(&self) -> Result<Vec<(Versioned<Controller>, Resources)>> {
+        let mut reserved = std::collections::BTreeMap::new();
+        let mut after: Option<ControllerId> = None;
+        loop {
+            let page = self.parts.records.allocations(after).await?;
+            reserved.extend(page.items.iter().map(|allocation| (allocation.controller, allocation.reserved)));
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        let mut controllers = Vec::new();
+        let mut after: Option<ControllerId> = None;
+        loop {
+            let page = self.parts.records.controllers(after, flames_records::MAX_PAGE).await?;
+            controllers.extend(page.items.into_iter().map(|controller| {
+                let reserved = reserved.get(&controller.id).copied().unwrap_or_default();
+                (controller, reserved)
+            }));
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(controllers),
+            }
+        }
+    }
+
+    /// Says why the VM has no place, and asks for another try. The event is written when the reason is a new one.
+    async fn unplaced(&self, due: &DueEntry, entry: &VmEntry, reason: Reason) -> Result<()> {
+        let vm = &entry.vm.record;
+        let mut change = Change::new();
+        change.settle(due);
+        if vm.unplaced.as_ref() == Some(&reason) {
+            change.require_vm(&entry.vm);
+        } else {
+            let event = self.event(vm, vm.incarnation, EventKind::VmUnplaced, Some(reason.clone()));
+            let new = Vm { unplaced: Some(reason), updated_at: self.parts.clock.now(), ..vm.clone() };
+            change.update_vm(&entry.vm, &new).event(Some(&vm.project), &event);
+        }
+        change.due(&vm.project, vm.id, self.retry_at());
+        self.commit(change).await
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all that one placement commits together")]
+    async fn commit_placement(
+        &self,
+        due: &DueEntry,
+        entry: &VmEntry,
+        place: Place,
+        wanted: Resources,
+        disk: Option<Versioned<Disk>>,
+        (image, kernel): (ImageManifest, Option<ImageManifest>),
+        restart: bool,
+    ) -> Result<()> {
+        let old = &entry.vm.record;
+        let now = self.parts.clock.now();
+        let id = IncarnationId::from_uuid(self.parts.ids.next_id());
+        let token = FencingToken(old.placements + 1);
+        let mut change = Change::new();
+        change.settle(due).require_controller(&place.controller);
+
+        let mut disk_id = disk.as_ref().map(|disk| disk.id);
+        if old.has_persistent_disk() && disk.is_none() {
+            let new = Disk {
+                id: DiskId::from_uuid(self.parts.ids.next_id()),
+                project: old.project.clone(),
+                vm: old.id,
+                controller: place.controller.id,
+                size_mib: old.spec.root_disk_mib,
+                created_at: now,
+            };
+            disk_id = Some(new.id);
+            change.insert_disk(&new);
+        }
+        let restarts = match &entry.incarnation {
+            Some(last) if restart && last.ran_for_ms() <= old.spec.restart.backoff_max_ms => old.restarts + 1,
+            Some(_) if restart => 1,
+            _ => old.restarts,
+        };
+        let vm = Vm {
+            incarnation: Some(id),
+            placements: token.0,
+            disk: disk_id,
+            restarts,
+            unplaced: None,
+            updated_at: now,
+            ..old.clone()
+        };
+        let incarnation = Incarnation {
+            id,
+            project: old.project.clone(),
+            vm: old.id,
+            run: old.run,
+            controller: place.controller.id,
+            resources: old.spec.resources(),
+            token,
+            source: Source::Boot,
+            state: IncarnationState::Scheduled,
+            state_before_loss: None,
+            sequence: 0,
+            reason: None,
+            exit: None,
+            endpoints: Vec::new(),
+            timeline: [(IncarnationState::Scheduled, now)].into(),
+            created_at: now,
+            released_at: None,
+            purged_at: None,
+        };
+        let assignment = Assignment {
+            incarnation: id,
+            vm: old.id,
+            project: old.project.clone(),
+            name: old.name.clone(),
+            controller: place.controller.id,
+            token,
+            wanted: if old.desired == flames_model::DesiredState::Paused {
+                Wanted::Paused
+            } else {
+                Wanted::Running
+            },
+            spec: old.spec.clone(),
+            source: Source::Boot,
+            image,
+            kernel,
+        };
+        if let Some(last) = &entry.incarnation {
+            change.remove_incarnation(last);
+        }
+        if let Some(last) = self.current_assignment(entry).await? {
+            change.remove_assignment(&last);
+        }
+        let reserved = place.allocation.reserved + wanted;
+        let event = self.event(&vm, Some(id), EventKind::VmPlaced { controller: place.controller.id }, None);
+        change
+            .update_vm(&entry.vm, &vm)
+            .insert_incarnation(&incarnation)
+            .insert_assignment(&assignment)
+            .update_allocation(
+                &place.allocation,
+                &ControllerAllocation { controller: place.controller.id, reserved },
+            )
+            .event(Some(&old.project), &event);
+        self.commit(change).await
+    }
+}

@@ -1,0 +1,324 @@
+//! Mutations: typed steps that become one commit.
+
+use bytes::Bytes;
+use flames_clock::Timestamp;
+use flames_error::Result;
+use flames_model::{
+    Assignment, Controller, ControllerAllocation, ControllerLease, DesiredState, Disk, Event, Image,
+    Incarnation, ProjectName, Vm,
+};
+use flames_state::{Check, Commit, Key};
+
+use crate::codec::{Record, Versioned, encode};
+use crate::due::{DueEntry, DueKey};
+use crate::keys;
+use crate::stored::{Expiry, Idempotency, IdempotencyKey, Tombstone};
+
+/// Typed steps that are applied together or not at all. See [`crate::Records::apply`].
+#[derive(Debug, Default)]
+pub struct Change {
+    commit: Commit,
+    operation_key: Option<Key>,
+    failed: Option<flames_error::Error>,
+}
+
+impl Change {
+    /// An empty change, to be filled.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The key that no other commit ever writes, when the change has one.
+    pub(crate) fn operation_key(&self) -> Option<&Key> {
+        self.operation_key.as_ref()
+    }
+
+    pub(crate) fn into_commit(self) -> Result<Commit> {
+        match self.failed {
+            Some(error) => Err(error),
+            None => Ok(self.commit),
+        }
+    }
+
+    /// Keeps the first failure of a step until the change is applied, so that steps can be chained.
+    fn step(&mut self, step: impl FnOnce(&mut Commit) -> Result<()>) -> &mut Self {
+        if self.failed.is_none() {
+            self.failed = step(&mut self.commit).err();
+        }
+        self
+    }
+
+    fn insert<T: Record>(&mut self, key: Result<Key>, record: &T) -> &mut Self {
+        self.step(|commit| {
+            let key = key?;
+            commit.check(Check::Absent(key.clone())).put(key, encode(record)?);
+            Ok(())
+        })
+    }
+
+    fn replace<T: Record>(&mut self, key: Result<Key>, old: &Versioned<T>, new: &T) -> &mut Self {
+        self.step(|commit| {
+            old.ensure_rewritable()?;
+            let key = key?;
+            commit.check(Check::At(key.clone(), old.version)).put(key, encode(new)?);
+            Ok(())
+        })
+    }
+
+    fn remove<T: Record>(&mut self, key: Result<Key>, old: &Versioned<T>) -> &mut Self {
+        self.step(|commit| {
+            old.ensure_rewritable()?;
+            let key = key?;
+            commit.check(Check::At(key.clone(), old.version)).delete(key);
+            Ok(())
+        })
+    }
+
+    fn require<T: Record>(&mut self, key: Result<Key>, read: &Versioned<T>) -> &mut Self {
+        self.step(|commit| {
+            commit.check(Check::At(key?, read.version));
+            Ok(())
+        })
+    }
+
+    fn vm_indexes(vm: &Vm) -> Result<Vec<Key>> {
+        let labels =
+            vm.labels.pairs().iter().map(|(label, value)| keys::label(&vm.project, label, value, vm.id));
+        let images = std::iter::once(&vm.spec.image)
+            .chain(vm.spec.kernel.as_ref().filter(|kernel| **kernel != vm.spec.image))
+            .map(|image| keys::image_use(&vm.project, image, vm.id));
+        labels.chain(images).collect()
+    }
+
+    /// Adds a VM with its indexes. `Conflict` when its id or its name is taken.
+    pub fn insert_vm(&mut self, vm: &Vm) -> &mut Self {
+        let key = keys::vm(&vm.project, vm.id);
+        self.operation_key = key.as_ref().ok().cloned();
+        self.insert(key, vm).step(|commit| {
+            let name = keys::vm_name(&vm.project, &vm.name)?;
+            commit.check(Check::Absent(name.clone())).put(name, vm.id.to_string());
+            for index in Self::vm_indexes(vm)? {
+                commit.put(index, Bytes::new());
+            }
+            Ok(())
+        })
+    }
+
+    /// Replaces a VM, with its label indexes; frees its name when it becomes wanted deleted.
+    pub fn update_vm(&mut self, old: &Versioned<Vm>, new: &Vm) -> &mut Self {
+        self.replace(keys::vm(&old.project, old.id), old, new).step(|commit| {
+            let (before, after) = (Self::vm_indexes(old)?, Self::vm_indexes(new)?);
+            for gone in before.iter().filter(|index| !after.contains(index)) {
+                commit.delete(gone.clone());
+            }
+            for added in after.iter().filter(|index| !before.contains(index)) {
+                commit.put(added.clone(), Bytes::new());
+            }
+            if old.desired != DesiredState::Deleted && new.desired == DesiredState::Deleted {
+                commit.delete(keys::vm_name(&old.project, &old.name)?);
+            }
+            Ok(())
+        })
+    }
+
+    /// Proves that a VM is as it was read.
+    pub fn require_vm(&mut self, vm: &Versioned<Vm>) -> &mut Self {
+        self.require(keys::vm(&vm.project, vm.id), vm)
+    }
+
+    /// Replaces a VM that is wanted deleted, and its indexes, by a tombstone.
+    pub fn bury_vm(&mut self, vm: &Versioned<Vm>, tombstone: &Tombstone) -> &mut Self {
+        self.remove(keys::vm(&vm.project, vm.id), vm)
+            .step(|commit| {
+                for index in Self::vm_indexes(vm)? {
+                    commit.delete(index);
+                }
+                Ok(())
+            })
+            .insert(keys::tombstone(&vm.project, vm.id), tombstone)
+    }
+
+    /// Removes a tombstone.
+    pub fn remove_tombstone(&mut self, tombstone: &Versioned<Tombstone>) -> &mut Self {
+        self.remove(keys::tombstone(&tombstone.vm.project, tombstone.vm.id), tombstone)
+    }
+
+    /// Adds an incarnation.
+    pub fn insert_incarnation(&mut self, new: &Incarnation) -> &mut Self {
+        self.insert(keys::incarnation(&new.project, new.vm, new.id), new)
+    }
+
+    /// Replaces an incarnation.
+    pub fn update_incarnation(&mut self, old: &Versioned<Incarnation>, new: &Incarnation) -> &mut Self {
+        self.replace(keys::incarnation(&old.project, old.vm, old.id), old, new)
+    }
+
+    /// Removes an incarnation.
+    pub fn remove_incarnation(&mut self, old: &Versioned<Incarnation>) -> &mut Self {
+        self.remove(keys::incarnation(&old.project, old.vm, old.id), old)
+    }
+
+    /// Proves that an incarnation is as it was read.
+    pub fn require_incarnation(&mut self, read: &Versioned<Incarnation>) -> &mut Self {
+        self.require(keys::incarnation(&read.project, read.vm, read.id), read)
+    }
+
+    fn tell_controller(&mut self, assignment: &Assignment) -> &mut Self {
+        self.step(|commit| {
+            commit.append(keys::assigned_log(assignment.controller)?, assignment.incarnation.to_string());
+            Ok(())
+        })
+    }
+
+    /// Adds an assignment and tells its controller.
+    pub fn insert_assignment(&mut self, new: &Assignment) -> &mut Self {
+        self.insert(keys::assignment(new.controller, new.incarnation), new).tell_controller(new)
+    }
+
+    /// Replaces an assignment and tells its controller.
+    pub fn update_assignment(&mut self, old: &Versioned<Assignment>, new: &Assignment) -> &mut Self {
+        self.replace(keys::assignment(old.controller, old.incarnation), old, new).tell_controller(new)
+    }
+
+    /// Removes an assignment and tells its controller.
+    pub fn remove_assignment(&mut self, old: &Versioned<Assignment>) -> &mut Self {
+        self.remove(keys::assignment(old.controller, old.incarnation), old).tell_controller(old)
+    }
+
+    /// Adds a persistent disk's record.
+    pub fn insert_disk(&mut self, new: &Disk) -> &mut Self {
+        self.insert(keys::disk(&new.project, new.vm), new)
+    }
+
+    /// Removes a persistent disk's record.
+    pub fn remove_disk(&mut self, old: &Versioned<Disk>) -> &mut Self {
+        self.remove(keys::disk(&old.project, old.vm), old)
+    }
+
+    /// Adds a controller with an empty allocation. `Conflict` when its id or its name is taken.
+    pub fn insert_controller(&mut self, new: &Controller, allocation: &ControllerAllocation) -> &mut Self {
+        self.insert(keys::controller(new.id), new).insert(keys::allocation(new.id), allocation).step(
+            |commit| {
+                let name = keys::controller_name(&new.name)?;
+                commit.check(Check::Absent(name.clone())).put(name, new.id.to_string());
+                Ok(())
+            },
+        )
+    }
+
+    /// Replaces a controller of the same name.
+    pub fn update_controller(&mut self, old: &Versioned<Controller>, new: &Controller) -> &mut Self {
+        self.replace(keys::controller(old.id), old, new)
+    }
+
+    /// Proves that a controller is as it was read: the same registration, not cordoned meanwhile.
+    pub fn require_controller(&mut self, read: &Versioned<Controller>) -> &mut Self {
+        self.require(keys::controller(read.id), read)
+    }
+
+    /// Removes a controller, its name, its allocation and its lease.
+    pub fn remove_controller(
+        &mut self,
+        old: &Versioned<Controller>,
+        allocation: &Versioned<ControllerAllocation>,
+    ) -> &mut Self {
+        self.remove(keys::controller(old.id), old).remove(keys::allocation(old.id), allocation).step(
+            |commit| {
+                commit.delete(keys::controller_name(&old.name)?).delete(keys::lease(old.id)?);
+                Ok(())
+            },
+        )
+    }
+
+    /// Replaces what is reserved on a controller.
+    pub fn update_allocation(
+        &mut self,
+        old: &Versioned<ControllerAllocation>,
+        new: &ControllerAllocation,
+    ) -> &mut Self {
+        self.replace(keys::allocation(old.controller), old, new)
+    }
+
+    /// Sets a controller's lease, whatever it was: for a registration, which supersedes earlier ones.
+    pub fn set_lease(&mut self, new: &ControllerLease) -> &mut Self {
+        self.step(|commit| {
+            commit.put(keys::lease(new.controller)?, encode(new)?);
+            Ok(())
+        })
+    }
+
+    /// Replaces a controller's lease.
+    pub fn update_lease(&mut self, old: &Versioned<ControllerLease>, new: &ControllerLease) -> &mut Self {
+        self.replace(keys::lease(old.controller), old, new)
+    }
+
+    /// Adds an image.
+    pub fn insert_image(&mut self, new: &Image) -> &mut Self {
+        self.insert(keys::image(&new.project, &new.name), new)
+    }
+
+    /// Replaces an image.
+    pub fn update_image(&mut self, old: &Versioned<Image>, new: &Image) -> &mut Self {
+        self.replace(keys::image(&old.project, &old.name), old, new)
+    }
+
+    /// Removes an image.
+    pub fn remove_image(&mut self, old: &Versioned<Image>) -> &mut Self {
+        self.remove(keys::image(&old.project, &old.name), old)
+    }
+
+    /// Proves that an image is as it was read.
+    pub fn require_image(&mut self, read: &Versioned<Image>) -> &mut Self {
+        self.require(keys::image(&read.project, &read.name), read)
+    }
+
+    /// Records that a request is carried out by this change; `Conflict` when it was already. Makes the outcome of the commit
+    /// knowable.
+    pub fn insert_idempotency(&mut self, key: &IdempotencyKey, record: &Idempotency) -> &mut Self {
+        let store_key = keys::idempotency(key);
+        self.operation_key = store_key.as_ref().ok().cloned().or(self.operation_key.take());
+        self.insert(store_key, record).step(|commit| {
+            commit.put(keys::expiry(record.expires_at, key)?, Bytes::new());
+            Ok(())
+        })
+    }
+
+    /// Removes an idempotency record whose time is up.
+    pub fn remove_idempotency(&mut self, expiry: &Expiry) -> &mut Self {
+        self.step(|commit| {
+            commit.delete(keys::idempotency(&expiry.key)?).delete(keys::expiry(expiry.at, &expiry.key)?);
+            Ok(())
+        })
+    }
+
+    /// Asks for attention to a VM, from `at` on.
+    pub fn due(&mut self, project: &ProjectName, vm: flames_model::VmId, at: Timestamp) -> &mut Self {
+        self.step(|commit| {
+            let key = keys::due(&DueKey { at, project: project.clone(), vm })?;
+            // The entry that this change settles may be asked for again by it: the put wins.
+            commit.writes.retain(|write| *write.key() != key);
+            commit.put(key, Bytes::new());
+            Ok(())
+        })
+    }
+
+    /// Removes the due entry that led to this change; `Conflict` when it was asked for anew meanwhile.
+    pub fn settle(&mut self, due: &DueEntry) -> &mut Self {
+        self.step(|commit| {
+            let key = keys::due(&due.key)?;
+            commit.check(Check::At(key.clone(), due.version));
+            if !commit.writes.iter().any(|write| *write.key() == key) {
+                commit.delete(key);
+            }
+            Ok(())
+        })
+    }
+
+    /// Appends an event to a project's log (none: the system's).
+    pub fn event(&mut self, project: Option<&ProjectName>, event: &Event) -> &mut Self {
+        self.step(|commit| {
+            commit.append(keys::events(project)?, encode(event)?);
+            Ok(())
+        })
+    }
+}

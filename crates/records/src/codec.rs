@@ -1,0 +1,112 @@
+//! How records become bytes.
+
+use bytes::Bytes;
+use flames_error::{Error, ErrorKind, Result};
+use flames_model::{
+    Assignment, Controller, ControllerAllocation, ControllerLease, Disk, Event, Image, Incarnation, Vm,
+};
+use flames_state::{Entry, Version};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::stored::{Idempotency, Tombstone};
+
+/// A type that is stored.
+pub trait Record: Serialize + DeserializeOwned {
+    /// Its name, for errors.
+    const KIND: &'static str;
+    /// The schema that this version writes. Grows by one with each change that an older reader would misread.
+    const SCHEMA: u32 = 1;
+}
+
+macro_rules! record {
+    ($($type:ty => $kind:literal),* $(,)?) => {
+        $(impl Record for $type {
+            const KIND: &'static str = $kind;
+        })*
+    };
+}
+
+record! {
+    Vm => "vm",
+    Incarnation => "incarnation",
+    Assignment => "assignment",
+    Controller => "controller",
+    ControllerAllocation => "allocation",
+    ControllerLease => "lease",
+    Disk => "disk",
+    Image => "image",
+    Event => "event",
+    Tombstone => "tombstone",
+    Idempotency => "idempotency",
+}
+
+#[derive(Serialize)]
+struct EnvelopeOut<'a, T> {
+    schema: u32,
+    record: &'a T,
+}
+
+#[derive(Deserialize)]
+struct EnvelopeIn<T> {
+    schema: u32,
+    record: T,
+}
+
+/// A record with what is needed to replace it safely.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versioned<T> {
+    /// The record.
+    pub record: T,
+    /// When it was last written.
+    pub version: Version,
+    /// The schema it was written with.
+    pub(crate) schema: u32,
+}
+
+impl<T> std::ops::Deref for Versioned<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.record
+    }
+}
+
+impl<T: Record> Versioned<T> {
+    /// `NotSupported` when a newer version wrote the record: rewriting it would drop what this version does not know.
+    pub(crate) fn ensure_rewritable(&self) -> Result<()> {
+        if self.schema > T::SCHEMA {
+            return Err(Error::new(
+                ErrorKind::NotSupported,
+                "records.write",
+                "the record was written by a newer version of Flames; upgrade before changing it",
+            )
+            .with_context("record", T::KIND)
+            .with_context("schema", self.schema));
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn encode<T: Record>(record: &T) -> Result<Bytes> {
+    serde_json::to_vec(&EnvelopeOut { schema: T::SCHEMA, record }).map(Bytes::from).map_err(|error| {
+        Error::internal("records.encode", "a record cannot be written as JSON").with_source(error)
+    })
+}
+
+fn decode_envelope<T: Record>(bytes: &[u8]) -> Result<EnvelopeIn<T>> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        Error::new(ErrorKind::Corrupt, "records.decode", "a stored record cannot be read")
+            .with_context("record", T::KIND)
+            .with_source(error)
+    })
+}
+
+pub(crate) fn decode<T: Record>(entry: &Entry) -> Result<Versioned<T>> {
+    let envelope = decode_envelope::<T>(&entry.value)
+        .map_err(|error| error.with_resource("key", entry.key.to_string()))?;
+    Ok(Versioned { record: envelope.record, version: entry.version, schema: envelope.schema })
+}
+
+pub(crate) fn decode_payload<T: Record>(payload: &[u8]) -> Result<T> {
+    decode_envelope(payload).map(|envelope| envelope.record)
+}

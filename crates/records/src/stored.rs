@@ -1,0 +1,59 @@
+//! Records that only the control plane sees.
+
+use flames_clock::Timestamp;
+use flames_model::{ControllerId, ImageName, Incarnation, ProjectName, Vm, VmId};
+use serde::{Deserialize, Serialize};
+
+/// What is kept of a deleted VM for some days.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// The VM at its end.
+    pub vm: Vm,
+    /// Its last incarnation.
+    pub incarnation: Option<Incarnation>,
+}
+
+/// What identifies one request that may be sent again: a digest over caller, route and the client's key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IdempotencyKey {
+    /// Whose.
+    pub project: ProjectName,
+    /// 64 hex digits.
+    pub digest: String,
+}
+
+/// What came of a request, as domain ids: never a response's bytes, never an error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// This VM was created or changed.
+    Vm(VmId),
+    /// This image was added or replaced.
+    Image(ImageName),
+    /// This image was removed.
+    ImageRemoved(ImageName),
+    /// This controller was changed.
+    Controller(ControllerId),
+    /// This controller was removed.
+    ControllerRemoved(ControllerId),
+}
+
+/// That a request was carried out, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotency {
+    /// A digest of the request's body: the same key with another body is a mistake of the client's.
+    pub body_digest: String,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// Until when it is kept.
+    pub expires_at: Timestamp,
+}
+
+/// An idempotency record whose time is up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expiry {
+    /// When it expired.
+    pub at: Timestamp,
+    /// Which record.
+    pub key: IdempotencyKey,
+}

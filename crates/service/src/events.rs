@@ -1,0 +1,81 @@
+//! Reading and following events.
+
+use flames_error::Result;
+use flames_model::ProjectName;
+use flames_records::{EventEntry, Position, Records, Waited};
+use futures::stream::{BoxStream, StreamExt};
+
+use crate::{Caller, Service};
+
+/// Events as they come, until dropped. An error ends the stream; resume behind the last position seen.
+pub type EventStream = BoxStream<'static, Result<EventEntry>>;
+
+impl Service {
+    /// Events of the caller's project behind `after`, oldest first: at most `limit` (cut to 1,000).
+    pub async fn events(&self, caller: &Caller, after: Position, limit: usize) -> Result<Vec<EventEntry>> {
+        self.records().events(Some(&caller.project), after, limit).await
+    }
+
+    /// Events that concern no project (controllers), as [`Service::events`].
+    pub async fn system_events(&self, after: Position, limit: usize) -> Result<Vec<EventEntry>> {
+        self.records().events(None, after, limit).await
+    }
+
+    /// The place behind the newest event that the log holds now.
+    pub async fn newest_event(&self, caller: &Caller) -> Result<Position> {
+        let mut position = Position::START;
+        loop {
+            let page = self.events(caller, position, flames_records::MAX_PAGE).await?;
+            match page.last() {
+                Some(entry) if page.len() == flames_records::MAX_PAGE => position = entry.position,
+                Some(entry) => return Ok(entry.position),
+                None => return Ok(position),
+            }
+        }
+    }
+
+    /// Events behind `after`, and each further one as it comes, without a gap: a lost hint costs at most one poll.
+    pub fn follow_events(&self, caller: &Caller, after: Position) -> EventStream {
+        let state = (self.clone(), caller.project.clone(), after, Vec::new().into_iter());
+        futures::stream::unfold(state, |(service, project, after, mut ready)| async move {
+            loop {
+                if let Some(entry) = ready.next() {
+                    let entry: EventEntry = entry;
+                    let position = entry.position;
+                    return Some((Ok(entry), (service, project, position, ready)));
+                }
+                match service.next_events(&project, after).await {
+                    Ok(entries) => ready = entries.into_iter(),
+                    // After an error the stream ends at its next poll: `after` would not move, and the caller must decide.
+                    Err(error) => {
+                        return Some((Err(error), (service, project, after, Vec::new().into_iter())));
+                    }
+                }
+            }
+        })
+        .scan(false, |failed, item| {
+            let end = *failed;
+            *failed = item.is_err();
+            futures::future::ready((!end).then_some(item))
+        })
+        .boxed()
+    }
+
+    /// At least one event behind `after`, unless the longest wait passes first.
+    async fn next_events(&self, project: &ProjectName, after: Position) -> Result<Vec<EventEntry>> {
+        let log = Records::events_log(project)?;
+        let deadline = self.clock().monotonic().saturating_add(self.config().longest_wait);
+        let read = || async {
+            let entries = self.records().events(Some(project), after, 256).await?;
+            Ok((!entries.is_empty()).then_some(entries))
+        };
+        let waited = self
+            .records()
+            .wait_until(self.clock().as_ref(), &log, self.config().poll, deadline, read)
+            .await?;
+        Ok(match waited {
+            Waited::Ready(entries) => entries,
+            Waited::TimedOut => Vec::new(),
+        })
+    }
+}

@@ -1,0 +1,156 @@
+//! How bytes reach a guest.
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use flames_error::{Error, ErrorKind, Result};
+use flames_model::{ControllerId, IncarnationId, IncarnationState, VmId};
+use tokio::sync::mpsc;
+
+use crate::{Caller, Service, VmRef, codes};
+
+/// Which guest is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkTarget {
+    /// The incarnation that must answer.
+    pub incarnation: IncarnationId,
+    /// Its VM.
+    pub vm: VmId,
+    /// The controller that runs it.
+    pub controller: ControllerId,
+}
+
+/// A process to start in a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProcessSpec {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Environment over the workload's own.
+    pub env: Vec<(String, String)>,
+    /// Working directory; none: the workload's.
+    pub working_directory: Option<String>,
+    /// User; none: the workload's.
+    pub user: Option<String>,
+    /// Rows and columns of its terminal; none: no terminal.
+    pub terminal: Option<(u16, u16)>,
+    /// Whether its standard input stays open for the stream.
+    pub stdin: bool,
+}
+
+/// What a stream is for. The frames that follow are opaque to the control plane: client and controller agree on them (`flames-wire`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkStream {
+    /// Start a process and attach to it.
+    Exec(ProcessSpec),
+    /// Attach to a process that is there, replaying its output from an offset.
+    Attach {
+        /// Which process; `main` is the workload.
+        process: String,
+        /// From which offset of its output on.
+        from: u64,
+    },
+    /// One operation on files; request and data follow as frames.
+    Files,
+    /// The workload's output.
+    Logs {
+        /// Go on as it grows.
+        follow: bool,
+        /// Only output at or behind this time.
+        since: Option<flames_model::Timestamp>,
+        /// Only this many lines at the end.
+        tail: Option<u64>,
+    },
+    /// The machine's serial console.
+    Console {
+        /// Go on as it grows.
+        follow: bool,
+    },
+    /// A TCP connection to a port inside the guest.
+    Tcp(u16),
+    /// One operation on processes (list, signal); request and answer follow as frames.
+    Processes,
+}
+
+/// One end of a stream of bounded frames, in both directions. Closing either half is seen by the other side.
+#[derive(Debug)]
+pub struct LinkChannel {
+    /// Frames to the other side.
+    pub sender: mpsc::Sender<Bytes>,
+    /// Frames from the other side.
+    pub receiver: mpsc::Receiver<Bytes>,
+}
+
+impl LinkChannel {
+    /// The longest frame, in bytes.
+    pub const MAX_FRAME: usize = 128 * 1024;
+    /// How many frames wait in each direction before the sender does.
+    pub const DEPTH: usize = 16;
+
+    /// Two ends of one stream.
+    pub fn pair() -> (Self, Self) {
+        let (to_b, from_a) = mpsc::channel(Self::DEPTH);
+        let (to_a, from_b) = mpsc::channel(Self::DEPTH);
+        (Self { sender: to_b, receiver: from_b }, Self { sender: to_a, receiver: from_a })
+    }
+}
+
+/// How the control plane reaches controllers: an interface of this crate, implemented by `flames-transport-link`.
+#[async_trait]
+pub trait HostLinks: Debug + Send + Sync + 'static {
+    /// Opens a stream. The controller refuses one whose incarnation it does not own.
+    ///
+    /// Errors: `Unavailable` when the controller has no link; `NotFound` when it does not own the incarnation.
+    async fn open(&self, target: LinkTarget, stream: LinkStream) -> Result<LinkChannel>;
+}
+
+/// No links: every stream is refused. For parts of the system that need none.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoLinks;
+
+#[async_trait]
+impl HostLinks for NoLinks {
+    async fn open(&self, _target: LinkTarget, _stream: LinkStream) -> Result<LinkChannel> {
+        Err(Error::unavailable("links.open", "no link to any controller"))
+    }
+}
+
+impl LinkStream {
+    /// Whether the guest must run for it. Logs and console are kept on the host.
+    fn needs_guest(&self) -> bool {
+        !matches!(self, Self::Logs { .. } | Self::Console { .. } | Self::Attach { .. })
+    }
+}
+
+impl Service {
+    /// Opens a stream to a VM's current incarnation.
+    ///
+    /// Errors: `NotFound` ([`codes::VM_NOT_FOUND`]); `Conflict` ([`codes::VM_NOT_RUNNING`]) when it does not run;
+    /// `Unavailable` ([`codes::HOST_UNREACHABLE`]).
+    pub async fn open_stream(&self, caller: &Caller, vm: &VmRef, stream: LinkStream) -> Result<LinkChannel> {
+        let view = self.get_vm(caller, vm).await?;
+        let runs = view.incarnation.as_ref().filter(|incarnation| {
+            !stream.needs_guest()
+                || matches!(incarnation.state, IncarnationState::Running | IncarnationState::Stopping)
+        });
+        let Some(incarnation) = runs else {
+            return Err(Error::new(ErrorKind::Conflict, "service.stream", "the VM does not run")
+                .with_resource("vm", view.vm.id.to_string())
+                .with_code(codes::VM_NOT_RUNNING)
+                .with_user_message(format!(
+                    "The VM `{}` is {}; this needs a running one. Start it with `flames start {}`.",
+                    view.vm.name, view.state, view.vm.name
+                )));
+        };
+        let target =
+            LinkTarget { incarnation: incarnation.id, vm: view.vm.id, controller: incarnation.controller };
+        self.parts.links.open(target, stream).await.map_err(|error| match error.kind() {
+            ErrorKind::Unavailable if error.code().is_none() => {
+                error.with_code(codes::HOST_UNREACHABLE).with_user_message(
+                    "The VM's host cannot be reached right now. Try again, and see `flames controllers`.",
+                )
+            }
+            _ => error,
+        })
+    }
+}

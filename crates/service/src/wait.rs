@@ -1,0 +1,94 @@
+//! Waiting until a VM looks as somebody hopes.
+
+use std::time::Duration;
+
+use flames_error::{Error, Result};
+use flames_model::VmState;
+use flames_records::{Records, Waited};
+
+use crate::{Caller, Service, VmRef, VmView, codes};
+
+/// What to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitFor {
+    /// It looks so.
+    State(VmState),
+    /// Its run is over: `stopped`, `failed`, `deleted`.
+    Ended,
+    /// Its run is over and its resources are given back, or it is gone.
+    Released,
+}
+
+impl WaitFor {
+    /// What is allowed, as a sentence for users.
+    pub const RULE: &'static str =
+        "Wait for a state (`running`, `paused`, `stopped`, `failed`, `deleted`, …), `ended` or `released`.";
+
+    /// Reads what to wait for. `InvalidInput` when it is nothing known.
+    pub fn parse(text: &str) -> Result<Self> {
+        match text {
+            "ended" => Ok(Self::Ended),
+            "released" => Ok(Self::Released),
+            state => VmState::from_name(state).map(Self::State).ok_or_else(|| {
+                Error::invalid("service.wait", "for", Self::RULE).with_code(codes::INVALID_FIELD)
+            }),
+        }
+    }
+
+    fn is_reached(self, view: &VmView) -> bool {
+        let over = matches!(view.state, VmState::Stopped | VmState::Failed | VmState::Deleted);
+        match self {
+            Self::State(state) => view.state == state,
+            Self::Ended => over,
+            Self::Released => {
+                over && view.incarnation.as_ref().is_none_or(|incarnation| incarnation.released_at.is_some())
+            }
+        }
+    }
+
+    /// Whether waiting on is in vain.
+    fn is_hopeless(self, view: &VmView) -> bool {
+        view.state == VmState::Deleted && !self.is_reached(view)
+    }
+}
+
+/// How a wait ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitOutcome {
+    /// The VM as last read.
+    pub view: VmView,
+    /// Whether it is as hoped. `false`: the time was up, or it can never be.
+    pub reached: bool,
+}
+
+impl Service {
+    /// Waits until a VM looks as hoped, at most `timeout` (cut to the configured longest wait). Not reaching it is no error.
+    ///
+    /// Errors: `NotFound` ([`codes::VM_NOT_FOUND`]); `Unavailable`.
+    pub async fn wait_vm(
+        &self,
+        caller: &Caller,
+        vm: &VmRef,
+        hope: WaitFor,
+        timeout: Duration,
+    ) -> Result<WaitOutcome> {
+        let id = self.resolve(caller, vm).await?;
+        let prefix = Records::vm_prefix(&caller.project, id)?;
+        let deadline = self.clock().monotonic().saturating_add(timeout.min(self.config().longest_wait));
+        let read = || async {
+            let view = self.view(caller, id).await?.ok_or_else(|| codes::vm_not_found(&id.to_string()))?;
+            Ok((hope.is_reached(&view) || hope.is_hopeless(&view)).then_some(view))
+        };
+        let waited = self
+            .records()
+            .wait_until(self.clock().as_ref(), &prefix, self.config().poll, deadline, read)
+            .await?;
+        let view = match waited {
+            Waited::Ready(view) => view,
+            Waited::TimedOut => {
+                self.view(caller, id).await?.ok_or_else(|| codes::vm_not_found(&id.to_string()))?
+            }
+        };
+        Ok(WaitOutcome { reached: hope.is_reached(&view), view })
+    }
+}
