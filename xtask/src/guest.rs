@@ -11,6 +11,9 @@ use crate::workspace;
 /// The one target for which the agent is built.
 const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// What its binary is called.
+const AGENT_BINARY: &str = "flames-guest-agent";
+
 /// Names the kernel for tests, when it is not the one beside the checkout.
 const KERNEL_VARIABLE: &str = "FLAMES_TEST_KERNEL";
 
@@ -31,14 +34,16 @@ pub(crate) fn build_agent(supervisor: &Supervisor) -> Result<PathBuf> {
     if !ended.success() {
         bail!("the guest agent does not build: {ended}");
     }
-    executable_of(&messages).context("the package flames-guest-agent has no binary")
+    executable_of(&messages, AGENT_BINARY).context("the package flames-guest-agent has no binary")
 }
 
-/// The executable that cargo's JSON messages name (one object a line; `compiler-artifact` has `executable`).
-fn executable_of(messages: &str) -> Option<PathBuf> {
+/// The executable of that name that cargo's JSON messages tell of (one object a line; `compiler-artifact` has
+/// `executable`).
+pub(crate) fn executable_of(messages: &str, name: &str) -> Option<PathBuf> {
     messages.lines().rev().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        message.get("executable")?.as_str().map(PathBuf::from)
+        let path = PathBuf::from(message.get("executable")?.as_str()?);
+        path.file_name().is_some_and(|file| file == name).then_some(path)
     })
 }
 
@@ -61,8 +66,11 @@ pub(crate) fn test_kernel(supervisor: &Supervisor) -> Result<Option<PathBuf>> {
     unpack(supervisor, &packed, &workspace::target_folder().join("test-kernel")).map(Some)
 }
 
-/// Unpacks `packed` into `folder`, once for each state of `packed`.
-fn unpack(supervisor: &Supervisor, packed: &Path, folder: &Path) -> Result<PathBuf> {
+/// Unpacks `packed`, an xz file, into `folder`, once for each state of `packed`.
+///
+/// # Errors
+/// When it is damaged, or `folder` cannot be written.
+pub(crate) fn unpack(supervisor: &Supervisor, packed: &Path, folder: &Path) -> Result<PathBuf> {
     let name = packed.file_stem().context("the packed kernel has no name")?;
     let unpacked = folder.join(name);
     let changed = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified());
@@ -92,7 +100,9 @@ mod tests {
         let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
              {\"reason\":\"compiler-artifact\",\"executable\":\"/t/agent/flames-guest-agent\"}\n\
              {\"reason\":\"build-finished\",\"success\":true}\n";
-        assert_eq!(executable_of(messages), Some(PathBuf::from("/t/agent/flames-guest-agent")));
-        assert_eq!(executable_of("{\"reason\":\"build-finished\"}\nnot json\n"), None);
+        let found = executable_of(messages, AGENT_BINARY);
+        assert_eq!(found, Some(PathBuf::from("/t/agent/flames-guest-agent")));
+        assert_eq!(executable_of(messages, "agent"), None);
+        assert_eq!(executable_of("{\"reason\":\"build-finished\"}\nnot json\n", AGENT_BINARY), None);
     }
 }

@@ -5,7 +5,9 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "to print is what this program is for")]
 
+mod bench;
 mod default_tree;
+mod demo;
 mod guest;
 mod layers;
 mod process;
@@ -33,8 +35,12 @@ enum Command {
     Layers(ManifestArguments),
     /// Fail when the default build of the `flames` binary carries a cloud SDK or another optional back-end.
     DefaultTree(ManifestArguments),
+    /// Boot a real microVM through the whole control plane, from a fresh clone.
+    Demo(demo::DemoArguments),
     /// Install what is missing, build, and run every test, real virtual machines included.
     Test(test::TestArguments),
+    /// Measure Flames against the same without it; fails when a bar is missed.
+    Bench(bench::BenchArguments),
 }
 
 #[derive(Args)]
@@ -54,13 +60,16 @@ fn main() -> ExitCode {
     let result = match CommandLine::parse().command {
         Command::Layers(arguments) => layers::check(&arguments.path()),
         Command::DefaultTree(arguments) => default_tree::check(&arguments.path()),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     match result {
         Ok(Verdict::Passed) => ExitCode::SUCCESS,
         Ok(Verdict::Refused) => ExitCode::from(1),
         Err(error) if error.is::<process::Interrupted>() => {
-            eprintln!("{error}");
+            // Not the error as a whole: what was being done then is of no interest.
+            eprintln!("{}", process::Interrupted);
             ExitCode::from(130)
         }
         Err(error) => {

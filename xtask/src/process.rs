@@ -5,12 +5,14 @@
 //! is the *child subreaper* (prctl(2), `PR_SET_CHILD_SUBREAPER`), so every orphan below it comes back to it and
 //! [`Supervisor::end_leftovers`] finds it.
 
+mod beside;
+
 use std::fmt;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -20,6 +22,8 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tempfile::TempDir;
+
+pub(crate) use beside::Beside;
 
 /// How long an interrupted child may take to end its own children before it is killed. nextest waits ten seconds for
 /// its tests.
@@ -71,7 +75,8 @@ pub(crate) enum Echo {
     No,
 }
 
-/// Owns the run's temporary folder and all its children, one at a time; ends both when dropped.
+/// Owns the run's temporary folder and all its children, one at a time but for those [`Supervisor::start_beside`]
+/// started; ends both when dropped.
 pub(crate) struct Supervisor {
     shared: Arc<Shared>,
     signals: signal_hook::iterator::Handle,
@@ -84,6 +89,10 @@ struct Shared {
     interruptions: AtomicUsize,
     /// The group of the child that runs now. Signals are sent under this lock, so never to a number that is free again.
     running: Mutex<Option<Pid>>,
+    /// What runs beside it, and how it ended.
+    beside: Mutex<Vec<(Pid, Option<Ended>)>>,
+    /// What is left running is meant to be.
+    left: AtomicBool,
 }
 
 impl Shared {
@@ -102,6 +111,7 @@ impl Shared {
     fn interrupt(self: &Arc<Self>) {
         if self.interruptions.fetch_add(1, Ordering::SeqCst) > 0 {
             self.signal(Signal::KILL);
+            self.kill_beside();
             return;
         }
         self.signal(Signal::TERM);
@@ -213,7 +223,7 @@ impl Supervisor {
         let mut seen = Vec::new();
         // An orphan's children come to us only when it has died, so one round may not be enough.
         for _ in 0..200 {
-            while matches!(rustix::process::wait(WaitOptions::NOHANG), Ok(Some(_))) {}
+            self.reap();
             let living = living_descendants();
             if living.is_empty() {
                 break;
@@ -252,7 +262,8 @@ impl Supervisor {
         let ended = loop {
             match rustix::process::wait(WaitOptions::empty()) {
                 Ok(Some((pid, status))) if Some(pid) == wanted => break ended(status),
-                Ok(_) | Err(Errno::INTR) => {}
+                Ok(Some((pid, status))) => self.shared.note(pid, status),
+                Ok(None) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error).context("cannot wait for a child"),
             }
         };
@@ -263,7 +274,9 @@ impl Supervisor {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        self.end_leftovers();
+        if !self.shared.left.load(Ordering::SeqCst) {
+            self.end_leftovers();
+        }
         self.signals.close();
         if let Some(folder) = self.folder.take() {
             let path = folder.path().to_owned();
@@ -381,6 +394,38 @@ mod tests {
         assert!(start.elapsed() < GRACE);
         assert!(supervisor.run(&mut shell("true")).unwrap_err().is::<Interrupted>());
         assert_eq!(supervisor.end_leftovers(), [] as [&str; 0], "the group was to end with the signal");
+    }
+
+    #[test]
+    fn a_child_beside_others_runs_on_until_it_is_ended_and_its_end_is_known() {
+        let _alone = ALONE.lock();
+        let supervisor = Supervisor::start().unwrap();
+        let log = tempfile::tempfile().unwrap();
+        let server =
+            supervisor.start_beside(&shell("trap 'exit 7' TERM; while :; do sleep 0.05; done"), &log);
+        let server = server.unwrap();
+        let short = supervisor.start_beside(&shell("exit 5"), &log).unwrap();
+        // Its end comes while another command is waited for.
+        supervisor.run_to_success(&mut shell("sleep 0.5")).unwrap();
+        assert_eq!(supervisor.end_of(&short), Some(Ended::Exited(5)));
+        assert_eq!(supervisor.end_of(&server), None);
+        supervisor.shared.interrupt();
+        assert_eq!(
+            supervisor.end_of(&server),
+            None,
+            "an interruption leaves its end to the one who started it"
+        );
+        assert_eq!(supervisor.end(&server, Duration::from_secs(20)), Ended::Exited(7));
+    }
+
+    #[test]
+    fn a_command_past_its_time_limit_is_ended() {
+        let _alone = ALONE.lock();
+        let supervisor = Supervisor::start().unwrap();
+        let limit = Duration::from_millis(300);
+        let error = supervisor.within(limit, || supervisor.run(&mut shell("sleep 1000"))).unwrap_err();
+        assert!(error.to_string().contains("did not end"), "{error}");
+        supervisor.within(limit * 100, || supervisor.run_to_success(&mut shell("true"))).unwrap();
     }
 
     #[test]

@@ -23,6 +23,17 @@ impl Stages {
         result
     }
 
+    /// The stages so far in one line, in seconds, with their sum.
+    pub(crate) fn line(&self) -> String {
+        let total: Duration = self.finished.iter().map(|(_, duration)| *duration).sum();
+        let each: Vec<String> = self
+            .finished
+            .iter()
+            .map(|(name, duration)| format!("{name} {:.1}", duration.as_secs_f64()))
+            .collect();
+        format!("{:.1} s in all: {}", total.as_secs_f64(), each.join(", "))
+    }
+
     /// A table of the stages so far, in minutes, with their sum.
     pub(crate) fn table(&self) -> String {
         let total: Duration = self.finished.iter().map(|(_, duration)| *duration).sum();
@@ -49,5 +60,6 @@ mod tests {
         let table = stages.table();
         let names: Vec<&str> = table.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
         assert_eq!(names, ["build", "tests", "total"]);
+        assert_eq!(stages.line(), "0.0 s in all: build 0.0, tests 0.0");
     }
 }

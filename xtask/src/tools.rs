@@ -88,6 +88,43 @@ pub(crate) fn install(supervisor: &Supervisor) -> Result<Tools> {
     Ok(tools)
 }
 
+/// Installs those of the system's programs that are named (as in [`SystemProgram::requirement`]) and missing, and has
+/// apt's lists of packages fresh when `lists` says that packages will be asked for.
+///
+/// # Errors
+/// When one is missing and cannot be installed: what to type is in the error then.
+pub(crate) fn require(supervisor: &Supervisor, names: &[&str], lists: bool) -> Result<()> {
+    let wanted = || SYSTEM_PROGRAMS.iter().filter(|program| names.contains(&program.requirement));
+    let absent: Vec<&SystemProgram> = wanted().filter(|program| find(program.program).is_none()).collect();
+    let may_install = rustix::process::geteuid().is_root() && find("apt-get").is_some();
+    if !absent.is_empty() {
+        let packages: Vec<&str> = absent.iter().map(|program| program.package).collect();
+        for program in &absent {
+            println!(
+                "{}: {} (apt): it {}",
+                if may_install { "installing" } else { "missing" },
+                program.package,
+                program.why
+            );
+        }
+        if !may_install {
+            bail!(
+                "type this first, then the same again: sudo apt-get update && sudo apt-get install {} uidmap",
+                packages.join(" ")
+            );
+        }
+        apt_install(supervisor, &packages)?;
+    } else if lists && may_install {
+        println!("updating apt's lists: kernel and base image come from the newest packages");
+        apt_update(supervisor)?;
+    }
+    if let Some(program) = wanted().find(|program| find(program.program).is_none()) {
+        bail!("{} was installed, and there is no {}", program.package, program.program);
+    }
+    println!("there: {}", wanted().map(|program| program.program).collect::<Vec<_>>().join(", "));
+    Ok(())
+}
+
 fn install_system_programs(supervisor: &Supervisor, tools: &mut Tools) -> Result<()> {
     let absent: Vec<&SystemProgram> =
         SYSTEM_PROGRAMS.iter().filter(|program| find(program.program).is_none()).collect();
@@ -117,14 +154,19 @@ fn install_system_programs(supervisor: &Supervisor, tools: &mut Tools) -> Result
     Ok(())
 }
 
+fn apt(arguments: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    command.args(["-qq", "-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=300"]).args(arguments);
+    command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null());
+    command
+}
+
+fn apt_update(supervisor: &Supervisor) -> Result<()> {
+    supervisor.run_to_success(&mut apt(&["update"]))
+}
+
 fn apt_install(supervisor: &Supervisor, packages: &[&str]) -> Result<()> {
-    let apt = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command.args(["-qq", "-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=300"]).args(arguments);
-        command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null());
-        command
-    };
-    supervisor.run_to_success(&mut apt(&["update"]))?;
+    apt_update(supervisor)?;
     let mut arguments = vec!["install", "-y", "--no-install-recommends"];
     arguments.extend(packages);
     supervisor.run_to_success(&mut apt(&arguments))

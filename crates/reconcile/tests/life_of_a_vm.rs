@@ -305,6 +305,7 @@ async fn a_follower_of_events_that_resumes_loses_none() {
     }
     let all = world.service.events(&caller(), Position::START, 1_000).await.unwrap();
     assert_eq!(seen, all);
+    assert_eq!(world.service.newest_event(&caller()).await.unwrap(), all.last().unwrap().position);
     assert!(all.iter().filter(|entry| entry.event.kind == EventKind::VmCreated).count() == 6);
 }
 
@@ -365,4 +366,16 @@ async fn lists_filter_by_label_and_state_and_pages_meet() {
     assert_eq!(count(VmFilter { state: Some(VmState::Running), ..Default::default() }).await, 5);
     assert_eq!(count(VmFilter { state: Some(VmState::Pending), ..Default::default() }).await, 7);
     assert_eq!(count(VmFilter { controller: Some(host.session.controller), ..Default::default() }).await, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_changed_nothing_does_not_act_later() {
+    let world = World::new().await;
+    world.create("a", |_| {}).await;
+    let stop = with_key("stop-once", "");
+    world.service.stop_vm(&caller(), &reference("a"), &Mutation::default()).await.unwrap();
+    world.service.stop_vm(&caller(), &reference("a"), &stop).await.unwrap();
+    world.service.start_vm(&caller(), &reference("a"), &Mutation::default()).await.unwrap();
+    let replayed = world.service.stop_vm(&caller(), &reference("a"), &stop).await.unwrap();
+    assert_eq!(replayed.vm.desired, DesiredState::Running, "the repetition is answered, not carried out");
 }

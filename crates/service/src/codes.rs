@@ -73,6 +73,8 @@ codes! {
     INTERNAL,
     /// A process in the guest does not exist.
     PROCESS_NOT_FOUND,
+    /// A process could not be started in the guest.
+    PROCESS_NOT_STARTED,
     /// A file in the guest could not be read or written.
     GUEST_FILE,
 }

@@ -87,7 +87,11 @@ impl Service {
             self.record_request(caller, mutation, &mut change, Outcome::Controller(id));
             match self.records().apply_knowing(change).await {
                 Ok(()) => return self.get_controller(id).await,
-                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    if let Some(Outcome::Controller(id)) = self.replay(caller, mutation).await? {
+                        return self.get_controller(id).await;
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }

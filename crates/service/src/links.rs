@@ -138,8 +138,10 @@ impl Service {
                 .with_resource("vm", view.vm.id.to_string())
                 .with_code(codes::VM_NOT_RUNNING)
                 .with_user_message(format!(
-                    "The VM `{}` is {}; this needs a running one. Start it with `flames start {}`.",
-                    view.vm.name, view.state, view.vm.name
+                    "The VM `{0}` is {1}; this needs a running one. Use `flames {2} {0}`.",
+                    view.vm.name,
+                    view.state,
+                    if view.state == flames_model::VmState::Paused { "resume" } else { "start" },
                 )));
         };
         let target =

@@ -97,7 +97,25 @@ impl Service {
             }
             let now = self.clock().now();
             let (new, kind) = match decide(&entry)? {
-                Decision::Unchanged => return Ok(entry.into()),
+                Decision::Unchanged => {
+                    // What is so already needs no change; but a client's key must not act later, when it would be one.
+                    let mut change = Change::new();
+                    change.require_vm(&entry.vm);
+                    if mutation.request.is_some() {
+                        self.record_request(caller, mutation, &mut change, Outcome::Vm(id));
+                        match self.records().apply_knowing(change).await {
+                            Err(error) if error.kind() == ErrorKind::Conflict => {
+                                match self.replay(caller, mutation).await? {
+                                    Some(_) => {}
+                                    None => continue,
+                                }
+                            }
+                            Err(error) => return Err(error),
+                            Ok(()) => {}
+                        }
+                    }
+                    return Ok(entry.into());
+                }
                 Decision::Become(new, kind) => (new, kind),
             };
             let new = Vm { generation: entry.vm.generation + 1, updated_at: now, ..*new };

@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn this_workspace_is_read_whole() {
         let graph = read_graph(&workspace::root().join("Cargo.toml")).unwrap();
-        for package in ["xtask", "flames-model", "flames-state-sqlite"] {
+        for package in ["flames", "xtask", "flames-model", "flames-state-sqlite"] {
             assert!(graph.packages.iter().any(|known| known == package), "{package} is missing");
         }
         assert!(

@@ -194,19 +194,24 @@ pub trait BlobStore: Debug + Send + Sync + 'static {
     /// unless the adapter is a memory one.
     ///
     /// Errors: `InvalidInput` when the options pass a limit, or size or digest do not match (nothing is stored); the
-    /// stream's own error when it fails (nothing is stored); `Exhausted` when there is no room; `Unavailable`.
+    /// stream's own error when it fails (nothing is stored); `Exhausted` when there is no room; `PermissionDenied`; `Unavailable`;
+    /// `OutcomeUnknown` when it may have become visible.
     ///
     /// Cases: `a_blob_reads_back_as_it_was_put`, `a_put_replaces_the_blob_whole`, `a_put_whose_stream_fails_leaves_nothing`,
     /// `a_put_whose_stream_fails_keeps_the_old_blob`, `an_abandoned_put_leaves_nothing`, `a_wrong_digest_is_refused`,
-    /// `a_wrong_size_is_refused`, `two_puts_racing_leave_one_of_them_whole`, `an_empty_blob_is_a_blob`.
+    /// `a_wrong_size_is_refused`, `two_puts_racing_leave_one_of_them_whole`, `an_empty_blob_is_a_blob`,
+    /// `a_put_is_invisible_until_it_is_whole`, `a_put_dropped_at_any_point_has_its_whole_effect_or_none`,
+    /// `an_abandoned_put_does_not_undo_a_later_one`, `a_stream_longer_than_declared_is_refused_before_it_ends`,
+    /// `options_past_a_limit_are_refused`, `a_long_blob_streams_in_short_chunks`, `keys_that_look_alike_are_apart`,
+    /// `a_blob_outlives_its_store`.
     async fn put(&self, key: &BlobKey, stream: ByteStream, options: PutOptions) -> Result<BlobInfo>;
 
     /// Reads a blob, or the part of it that lies in `range` (cut at the blob's end).
     ///
-    /// Errors: `NotFound`; `InvalidInput` when the range is reversed or starts past the end (a start at the end gives no bytes).
+    /// Errors: `NotFound`; `Corrupt` (also in the stream, before its last chunk); `InvalidInput` when the range is reversed or starts past the end (a start at the end gives no bytes).
     ///
     /// Cases: `a_range_reads_just_those_bytes`, `a_range_past_the_end_is_cut`, `a_range_that_starts_past_the_end_is_refused`,
-    /// `a_read_that_began_sees_one_blob_though_it_is_replaced`.
+    /// `a_read_that_began_sees_one_blob_though_it_is_replaced`, `what_is_not_there_is_not_found`, `a_reversed_range_is_refused`.
     async fn get(&self, key: &BlobKey, range: Option<Range<u64>>) -> Result<BlobRead>;
 
     /// Describes a blob without reading it. Errors: `NotFound`.
@@ -216,7 +221,10 @@ pub trait BlobStore: Debug + Send + Sync + 'static {
 
     /// Removes a blob. No error when it is not there.
     ///
-    /// Cases: `a_deleted_blob_is_gone`, `deleting_what_is_not_there_is_no_error`.
+    /// Errors: `PermissionDenied`; `Unavailable`; `OutcomeUnknown`.
+    ///
+    /// Cases: `a_deleted_blob_is_gone`, `deleting_what_is_not_there_is_no_error`,
+    /// `what_was_deleted_or_refused_stays_away_after_a_restart`.
     async fn delete(&self, key: &BlobKey) -> Result<()>;
 
     /// Lists the blobs whose key begins with `prefix`, after `after`, at most `limit` (1 to [`MAX_PAGE`]) a page. A blob that is
@@ -224,7 +232,8 @@ pub trait BlobStore: Debug + Send + Sync + 'static {
     ///
     /// Errors: `InvalidInput` when `limit` is out of range.
     ///
-    /// Cases: `a_listing_is_ordered_and_pages_meet`, `a_prefix_lists_only_its_own`, `a_page_limit_out_of_range_is_refused`.
+    /// Cases: `a_listing_is_ordered_and_pages_meet`, `a_prefix_lists_only_its_own`, `a_page_limit_out_of_range_is_refused`,
+    /// `a_page_tells_what_head_tells`, `a_blob_that_stays_is_listed_once_while_others_come_and_go`.
     async fn list(&self, prefix: &str, after: Option<&BlobKey>, limit: usize) -> Result<BlobPage>;
 
     /// Whether a blob is there.

@@ -180,6 +180,8 @@ pub trait IngressProvider: Debug + Send + Sync + 'static {
 
     /// All routes, by key, behind `after`, at most `limit` (1 to [`MAX_PAGE`]) a page.
     ///
+    /// Errors: `InvalidInput` when `limit` is out of range; `Unavailable`.
+    ///
     /// Cases: `a_listing_is_ordered_and_pages_meet`, `a_page_limit_out_of_range_is_refused`.
     async fn list(&self, after: Option<&RouteKey>, limit: usize) -> Result<RegistrationPage>;
 }

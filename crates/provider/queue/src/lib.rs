@@ -54,7 +54,8 @@ pub trait WorkQueue: Debug + Send + Sync + 'static {
     /// Adds a job to `topic`. With a dedupe key that the topic knows, no second job is made:
     ///
     /// * known and ready or delayed: coalesced into it (the newer payload, the earlier time, the higher priority);
-    /// * known and leased: it is delivered once more after its settlement (`ack`, `nack` or expiry), with the newer payload;
+    /// * known and leased: it is delivered once more after its settlement (`ack`, `nack`, `park` or expiry), with the newer payload, and
+    ///   no later than the new signal asks: it does not wait for the back-off of a `nack`;
     /// * known and parked: it is ready again, with its attempts counted anew.
     ///
     /// A dedupe key is known from enqueue to ack, and per topic.
@@ -64,6 +65,8 @@ pub trait WorkQueue: Debug + Send + Sync + 'static {
     ///
     /// Cases: `a_job_is_delivered_as_it_was_enqueued`, `a_known_dedupe_key_coalesces`,
     /// `coalescing_keeps_the_earliest_time_and_the_highest_priority`, `a_signal_while_leased_is_delivered_after_the_ack`,
+    /// `a_signal_while_leased_outlives_a_nack`, `a_signal_while_leased_outlives_a_park`, `a_signal_while_leased_outlives_the_lease`,
+    /// `a_signal_does_not_wait_for_the_back_off_of_a_retry`,
     /// `a_dedupe_key_is_free_again_after_the_ack`, `a_parked_job_is_requeued_by_its_dedupe_key`, `topics_are_apart`,
     /// `a_payload_that_passes_the_limit_is_refused`.
     async fn enqueue(&self, topic: &Topic, payload: Bytes, options: EnqueueOptions) -> Result<Enqueued>;
@@ -99,7 +102,7 @@ pub trait WorkQueue: Debug + Send + Sync + 'static {
     /// Errors: `LeaseLost` when the lease is expired, superseded or settled; `Unavailable`; `OutcomeUnknown`.
     ///
     /// Cases: `an_acknowledged_job_is_gone`, `an_expired_lease_cannot_ack`, `a_stale_worker_cannot_ack_anothers_job`,
-    /// `a_lease_settles_once`.
+    /// `a_lease_settles_once`, `a_lease_that_was_never_given_settles_nothing`.
     async fn ack(&self, lease: &LeaseToken) -> Result<()>;
 
     /// Gives a job back, to be delivered at `retry_at` (a time in the past means now).
@@ -119,12 +122,14 @@ pub trait WorkQueue: Debug + Send + Sync + 'static {
 
     /// The parked jobs of `topic`, by id, behind `after`, at most `limit` (1 to [`MAX_BATCH`]).
     ///
+    /// Errors: `InvalidInput` when `limit` is out of range; `Unavailable`.
+    ///
     /// Cases: `parked_jobs_are_listed_with_their_reason`.
     async fn parked(&self, topic: &Topic, after: Option<&JobId>, limit: usize) -> Result<ParkedPage>;
 
     /// Makes a parked job ready again, with its attempts counted anew. Errors: `NotFound` when it is not parked.
     ///
-    /// Cases: `a_requeued_job_is_delivered_again`.
+    /// Cases: `a_requeued_job_is_delivered_again`, `only_a_parked_job_can_be_requeued`.
     async fn requeue(&self, topic: &Topic, job: &JobId) -> Result<()>;
 
     /// How many jobs `topic` has, by state.

@@ -76,7 +76,7 @@ pub trait VmDriver: Debug + Send + Sync + 'static {
     /// `leave_paused`. Already running or paused: no change. An incarnation runs at most once: after an exit it is `Conflict`.
     ///
     /// Errors: `NotFound` when it was not prepared; `Conflict` when it has exited; `NotSupported` (snapshot); `Corrupt` (snapshot);
-    /// `Internal` with the monitor's own message when it died at once.
+    /// `Internal` with the monitor's own message when it died at once; `Exhausted`, `Unavailable` when the host lacks what it needs now.
     ///
     /// Cases: `a_started_vm_runs`, `starting_twice_runs_one_vm`, `starting_what_was_not_prepared_is_not_found`,
     /// `an_incarnation_that_exited_is_not_started_again`.
@@ -99,7 +99,8 @@ pub trait VmDriver: Debug + Send + Sync + 'static {
     /// Cases: `an_update_is_applied_or_not_supported`.
     async fn update(&self, incarnation: &IncarnationName, update: &Update) -> Result<()>;
 
-    /// Saves a running or paused guest; it is in the same phase afterwards. The name is the caller's, unique per incarnation.
+    /// Saves a running or paused guest; it is in the same phase afterwards. The name is the caller's, unique per incarnation: taken
+    /// again under the same name and kind it is the same snapshot.
     ///
     /// Errors: `NotSupported`; `NotFound`; `Conflict`; `Exhausted`.
     ///
@@ -117,7 +118,8 @@ pub trait VmDriver: Debug + Send + Sync + 'static {
     /// Connects to `port` in the guest ([`AGENT_PORT`] for the agent). On a driver whose channel has one opener
     /// ([`AgentChannel::Exclusive`]) only the agent's port exists, and a newer connection ends the older one.
     ///
-    /// Errors: `NotFound`; `Conflict` when it is not running; `Unavailable` when nothing answers yet.
+    /// Errors: `NotFound`; `Conflict` when it is not running; `NotSupported` for another port than the agent's where that is all there is;
+    /// `Unavailable` when nothing answers yet.
     ///
     /// Cases: `a_running_vm_can_be_connected_to`, `connecting_to_what_does_not_run_is_a_conflict`.
     async fn connect(&self, incarnation: &IncarnationName, port: u32) -> Result<GuestStream>;
@@ -130,7 +132,8 @@ pub trait VmDriver: Debug + Send + Sync + 'static {
     ) -> Result<BoxStream<'static, GuestStream>>;
 
     /// What the guest wrote on its serial console from offset `from` on, at most [`MAX_CONSOLE_CHUNK`] bytes. The log is bounded: what
-    /// was dropped is told by [`ConsoleChunk::offset`] being larger than `from`. Works after the exit, until destroyed.
+    /// was dropped is told by [`ConsoleChunk::offset`] being larger than `from`. Nothing from beyond the end. Works after the exit, until
+    /// destroyed.
     ///
     /// Errors: `NotFound`.
     ///

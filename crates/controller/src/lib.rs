@@ -1,0 +1,43 @@
+//! The host daemon: pulls what this host should run, drives a [`VmDriver`](flames_vmm::VmDriver), and reports what is.
+//!
+//! A [`Controller`] is a library: the binary gives it its [`ControllerParts`], and the testbed gives it simulated ones. Inside:
+//!
+//! * `follow` registers, renews the lease, reads all assignments and follows their changes.
+//! * `supervisor` keeps the books: it takes up what an earlier process left, and gives each incarnation that has something to do a
+//!   `worker`, which brings its machine to what is wanted.
+//! * `report` carries what the workers say to the control plane, and keeps the newest of it while that cannot be reached.
+//! * [`GuestStreams`] serves exec, attach, files, logs, consoles and TCP connections.
+//!
+//! It can be stopped at any await and started again over the same [`HostFolder`]: VMs run on. Only the control plane's word ends a VM,
+//! never its silence.
+
+mod artefacts;
+mod backoff;
+mod capacity;
+mod config;
+mod controller;
+mod folder;
+mod follow;
+mod guest;
+mod machine;
+mod record;
+mod report;
+mod session;
+mod shared;
+mod streams;
+mod supervisor;
+mod worker;
+
+pub use artefacts::{Artefacts, LocalArtefacts};
+pub use capacity::{Offer, detect_capacity};
+pub use config::{Bounds, ControllerConfig, Superseded, Timings};
+pub use controller::{Controller, ControllerParts, ShutdownMode};
+pub use folder::{
+    CONSOLE_KEPT, DEFAULT_OUTPUT_KEPT, FileFolder, HostFolder, Kept, MAX_ENTRY, MemoryFolder, OutputEntry,
+    OutputPage,
+};
+pub use guest::{
+    AgentConnector, Guest, GuestConnector, GuestFileWriter, GuestInput, GuestOutput, GuestProcess,
+};
+pub use record::{Ending, IncarnationRecord, RECORD_SCHEMA, RecordPhase};
+pub use streams::{AcceptedStream, GuestStreams};

@@ -1,0 +1,69 @@
+//! What a host writes down about one incarnation before its machine starts, so that it can be taken up again with the API down.
+
+use std::collections::BTreeMap;
+
+use flames_guest_protocol::AgentKey;
+use flames_model::{Assignment, Endpoint, Exit, IncarnationState, Reason, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// The shape of [`IncarnationRecord`]. A reader takes a newer one for unreadable.
+pub const RECORD_SCHEMA: u32 = 1;
+
+/// How far an incarnation has come on this host, as far as it was written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordPhase {
+    /// Its machine may be being made, or boot.
+    Accepted,
+    /// Its agent has answered.
+    Running,
+    /// It holds nothing but its logs and, if it has one, a persistent disk. Kept until the control plane no longer assigns it, so that it
+    /// is never started a second time.
+    Released,
+    /// It holds nothing, and neither does its VM.
+    Purged,
+}
+
+/// How a run ended. Written down before anything of it is taken away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// `Stopped` or `Failed`.
+    pub state: IncarnationState,
+    /// How.
+    pub exit: Exit,
+    /// Why.
+    pub reason: Option<Reason>,
+}
+
+/// What a host knows about one incarnation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct IncarnationRecord {
+    /// [`RECORD_SCHEMA`] of whoever wrote it.
+    pub schema: u32,
+    /// What was told last.
+    pub assignment: Assignment,
+    /// What its agent and its controller prove themselves to each other with.
+    pub key: AgentKey,
+    /// The guest's wall clock at boot, in milliseconds since 1970. Part of the machine, so it must not change between two tries.
+    pub epoch_ms: u64,
+    /// How far it has come.
+    pub phase: RecordPhase,
+    /// No report has a larger number than this; the next one of another process has.
+    pub sequence_reserved: u64,
+    /// Where its ports are reached.
+    pub endpoints: Vec<Endpoint>,
+    /// When it was first in each state.
+    pub timeline: BTreeMap<IncarnationState, Timestamp>,
+    /// How its run ended, when it has.
+    pub ending: Option<Ending>,
+}
+
+impl IncarnationRecord {
+    /// How many report numbers are reserved at once.
+    pub const SEQUENCE_BLOCK: u64 = 1_000;
+
+    /// Whether it holds nothing on the host that its run needed.
+    pub fn is_released(&self) -> bool {
+        self.phase >= RecordPhase::Released
+    }
+}

@@ -1,0 +1,144 @@
+//! What all parts of one controller share.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use flames_clock::{Clock, ClockExt, Random};
+use flames_error::{Error, Result};
+use flames_model::{ControllerId, Exit, IncarnationId, VmId};
+use flames_vmm::{DriverCapabilities, IncarnationName, VmDriver};
+use tokio::sync::{Semaphore, watch};
+
+use crate::artefacts::Artefacts;
+use crate::config::ControllerConfig;
+use crate::controller::ControllerParts;
+use crate::folder::HostFolder;
+use crate::guest::GuestConnector;
+use crate::report::Reports;
+use crate::worker::GuestView;
+
+/// What streams need to know of an incarnation.
+#[derive(Debug, Clone)]
+pub(crate) struct Live {
+    pub(crate) name: IncarnationName,
+    /// The session with its agent, while there is one.
+    pub(crate) guest: Option<watch::Receiver<GuestView>>,
+    /// How its run ended, when it has.
+    pub(crate) exit: Option<Exit>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) id: ControllerId,
+    pub(crate) config: ControllerConfig,
+    pub(crate) driver: Arc<dyn VmDriver>,
+    pub(crate) capabilities: DriverCapabilities,
+    pub(crate) artefacts: Arc<dyn Artefacts>,
+    pub(crate) guests: Arc<dyn GuestConnector>,
+    pub(crate) folder: Arc<dyn HostFolder>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) random: Arc<dyn Random>,
+    pub(crate) reports: Reports,
+    /// Which incarnation of each VM may have a machine or use its disk.
+    pub(crate) claims: watch::Sender<BTreeMap<VmId, IncarnationId>>,
+    pub(crate) preparations: Semaphore,
+    /// Whether everything that runs is to be ended.
+    pub(crate) draining: watch::Sender<bool>,
+    live: Mutex<BTreeMap<IncarnationId, Live>>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        id: ControllerId,
+        config: ControllerConfig,
+        capabilities: DriverCapabilities,
+        parts: ControllerParts,
+    ) -> Self {
+        let ControllerParts { driver, artefacts, guests, folder, clock, random, api: _ } = parts;
+        let preparations = Semaphore::new(config.bounds.preparations.max(1));
+        Self {
+            id,
+            config,
+            driver,
+            capabilities,
+            artefacts,
+            guests,
+            folder,
+            clock,
+            random,
+            reports: Reports::default(),
+            claims: watch::Sender::new(BTreeMap::new()),
+            preparations,
+            draining: watch::Sender::new(false),
+            live: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn live(&self) -> MutexGuard<'_, BTreeMap<IncarnationId, Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A call of the driver, with the deadline that each has, and `more` on top.
+    pub(crate) async fn drive<T>(
+        &self,
+        operation: &'static str,
+        more: Duration,
+        call: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        self.within(operation, self.config.timings.driver_call.saturating_add(more), call).await
+    }
+
+    /// Work with a deadline. What does not end in time is `Unavailable`.
+    pub(crate) async fn within<T>(
+        &self,
+        operation: &'static str,
+        limit: Duration,
+        work: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        self.clock
+            .timeout(limit, work)
+            .await
+            .unwrap_or_else(|late| Err(Error::unavailable(operation, "no answer in time").with_source(late)))
+    }
+}
+
+/// The right of one incarnation to be the only one of its VM that has a machine here. Given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    claims: watch::Sender<BTreeMap<VmId, IncarnationId>>,
+    vm: VmId,
+    incarnation: IncarnationId,
+}
+
+impl Claim {
+    /// Waits until no other incarnation of the VM has it. Cancel-safe.
+    pub(crate) async fn take(shared: &Shared, vm: VmId, incarnation: IncarnationId) -> Self {
+        let mut changes = shared.claims.subscribe();
+        loop {
+            let mut mine = false;
+            shared.claims.send_if_modified(|claims| {
+                mine = *claims.entry(vm).or_insert(incarnation) == incarnation;
+                false
+            });
+            if mine {
+                return Self { claims: shared.claims.clone(), vm, incarnation };
+            }
+            // The sender is part of what `shared` is, so this cannot fail while it is borrowed.
+            let _ = changes.changed().await;
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.claims.send_if_modified(|claims| {
+            if claims.get(&self.vm) == Some(&self.incarnation) {
+                claims.remove(&self.vm);
+                return true;
+            }
+            false
+        });
+    }
+}

@@ -1,0 +1,116 @@
+//! From an assignment to a machine that boots.
+
+use flames_error::{Error, ErrorKind, Result};
+use flames_model::{Exit, IncarnationState, Reason, Source};
+use flames_vmm::{Observation, Phase, Prepared, StartFrom};
+
+use super::{Worker, reasons};
+use crate::backoff::Backoff;
+use crate::machine::{self, Local};
+use crate::record::IncarnationRecord;
+
+/// Why a machine did not come to boot.
+pub(super) struct NotUp {
+    pub(super) reason: Reason,
+}
+
+impl Worker {
+    /// What is true of the machine; none when there is none.
+    pub(super) async fn observe(&self) -> Result<Option<Observation>> {
+        let observing = self.shared.driver.observe(&self.name);
+        match self.shared.drive("controller.observe", Default::default(), observing).await {
+            Ok(observation) => Ok(Some(observation)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the machine and starts it. Each step can be done again, so this may be dropped at any await and called anew.
+    pub(super) async fn bring_up(&mut self) -> Result<(), NotUp> {
+        self.enter(IncarnationState::Preparing, None).await;
+        let deadline = self.shared.clock.monotonic().saturating_add(self.shared.config.timings.prepare);
+        let mut backoff = Backoff::new(&self.shared.config.timings);
+        let prepared = loop {
+            let left = deadline.saturating_since(self.shared.clock.monotonic());
+            let error = match self.shared.within("controller.prepare", left, self.make()).await {
+                Ok(prepared) => break prepared,
+                Err(error) => error,
+            };
+            // What is used up on a host does not come back by waiting for it; the restart policy decides.
+            let again = error.is_retryable() && error.kind() != ErrorKind::Exhausted;
+            if !again || self.shared.clock.monotonic() >= deadline {
+                tracing::warn!(?error, incarnation = %self.id, "its machine could not be made");
+                return Err(NotUp { reason: reasons::not_prepared(&error) });
+            }
+            tracing::debug!(?error, incarnation = %self.id, "making its machine is tried again");
+            self.shared.clock.sleep(backoff.next(self.shared.random.as_ref())).await;
+        };
+        if let Some(record) = &mut self.record {
+            record.endpoints = machine::endpoints(&prepared);
+        }
+        self.enter(IncarnationState::Starting, None).await;
+        backoff.reset();
+        loop {
+            let starting = self.shared.driver.start(&self.name, StartFrom::Boot, false);
+            let Err(error) = self.shared.drive("controller.start", Default::default(), starting).await else {
+                return Ok(());
+            };
+            // The answer may be lost and the machine run all the same.
+            match self.observe().await.ok().flatten().map(|seen| seen.phase) {
+                Some(Phase::Starting | Phase::Running | Phase::Paused) => return Ok(()),
+                Some(Phase::Exited) => return Err(NotUp { reason: reasons::not_started(&error) }),
+                Some(Phase::Prepared | Phase::Unknown) | None => {}
+            }
+            if !error.is_retryable() || self.shared.clock.monotonic() >= deadline {
+                tracing::warn!(?error, incarnation = %self.id, "its machine could not be started");
+                return Err(NotUp { reason: reasons::not_started(&error) });
+            }
+            self.shared.clock.sleep(backoff.next(self.shared.random.as_ref())).await;
+        }
+    }
+
+    /// Makes everything local that the machine is made from, and the machine.
+    async fn make(&self) -> Result<Prepared> {
+        let missing = || Error::internal("controller.prepare", "there is no record to make a machine of");
+        let record: &IncarnationRecord = self.record.as_ref().ok_or_else(missing)?;
+        let assignment = &record.assignment;
+        let (artefacts, shared) = (&self.shared.artefacts, &self.shared);
+        let _turn = shared.preparations.acquire().await.map_err(|closed| {
+            Error::unavailable("controller.prepare", "the controller is closing").with_source(closed)
+        })?;
+        let layer = shared.folder.disk_path(assignment);
+        let local = Local {
+            kernel: artefacts.kernel(assignment.kernel.as_ref()).await?,
+            initramfs: artefacts.initramfs().await?,
+            rootfs: artefacts.rootfs(&assignment.image).await?,
+            layer,
+        };
+        let size = assignment.spec.root_disk_mib.saturating_mul(1024 * 1024);
+        artefacts.writable_layer(&local.layer, size).await?;
+        let spec = machine::machine_spec(record, &local, shared.capabilities.user_network)?;
+        let preparing = || {
+            shared.drive("controller.prepare", Default::default(), shared.driver.prepare(&self.name, &spec))
+        };
+        match preparing().await {
+            // Made by an earlier process from other files, and never started: made anew.
+            Err(error) if error.kind() == ErrorKind::Conflict => {
+                let destroying = shared.driver.destroy(&self.name);
+                shared.drive("controller.destroy", Default::default(), destroying).await?;
+                preparing().await
+            }
+            done => done,
+        }
+    }
+
+    /// Whether what it starts from can be started here.
+    pub(super) fn unsupported_source(&self) -> Option<Reason> {
+        let source = self.record.as_ref().map(|record| &record.assignment.source);
+        matches!(source, Some(Source::Snapshot(_))).then(reasons::snapshots_unsupported)
+    }
+
+    /// An end that a machine brought about that never came up or broke down.
+    pub(super) async fn fail(&mut self, reason: Reason) {
+        let exit: Exit = self.exit_by(flames_model::ExitCause::Machine);
+        self.conclude(IncarnationState::Failed, exit, Some(reason)).await;
+    }
+}

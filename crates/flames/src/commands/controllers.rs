@@ -1,0 +1,96 @@
+//! `flames controllers`.
+
+use std::process::ExitCode;
+
+use flames_client::Client;
+use flames_wire::{Controller, PageQuery};
+use serde_json::json;
+
+use super::{Context, now};
+use crate::args::ControllerAction;
+use crate::connect::{once, surely};
+use crate::exit::{Failure, NOT_FOUND, Outcome};
+use crate::output::{self, age};
+
+/// Lists and looks after controllers.
+pub(super) async fn controllers(context: &Context, action: Option<ControllerAction>) -> Outcome {
+    let client = &context.api.client;
+    match action.unwrap_or(ControllerAction::Ls) {
+        ControllerAction::Ls => list(context).await?,
+        ControllerAction::Cordon { controller } => cordon(context, &controller, true).await?,
+        ControllerAction::Uncordon { controller } => cordon(context, &controller, false).await?,
+        ControllerAction::Remove { controller, confirmed_dead } => {
+            let id = id_of(client, &controller).await?;
+            let mutation = once()?;
+            surely(async || client.remove_controller(&id, confirmed_dead, &mutation).await).await?;
+            match context.output.json {
+                true => context.output.json(&json!({ "removed": id }))?,
+                false => output::line(controller)?,
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn all(client: &Client) -> Result<Vec<Controller>, Failure> {
+    let mut query = PageQuery { cursor: None, limit: Some(200) };
+    let mut controllers = Vec::new();
+    loop {
+        let page = client.list_controllers(&query).await?;
+        controllers.extend(page.items);
+        match page.next_cursor {
+            Some(cursor) => query.cursor = Some(cursor),
+            None => return Ok(controllers),
+        }
+    }
+}
+
+/// The id of a controller that is named by name or id.
+pub(super) async fn id_of(client: &Client, name: &str) -> Result<String, Failure> {
+    if name.starts_with("ctl_") {
+        return Ok(name.to_owned());
+    }
+    let found = all(client).await?.into_iter().find(|controller| controller.name == name);
+    found.map(|controller| controller.id.to_string()).ok_or_else(|| {
+        Failure::new(NOT_FOUND, format!("There is no controller `{name}`."))
+            .advise("`flames controllers` lists them.")
+    })
+}
+
+async fn cordon(context: &Context, name: &str, cordoned: bool) -> Result<(), Failure> {
+    let client = &context.api.client;
+    let id = id_of(client, name).await?;
+    let mutation = once()?;
+    let controller = surely(async || client.cordon_controller(&id, cordoned, &mutation).await).await?;
+    match context.output.json {
+        true => context.output.json(&controller),
+        false => output::line(controller.name),
+    }
+}
+
+async fn list(context: &Context) -> Result<(), Failure> {
+    let controllers = all(&context.api.client).await?;
+    if context.output.json {
+        return context.output.json(&controllers);
+    }
+    if context.output.quiet {
+        return controllers.iter().try_for_each(|controller| output::line(controller.id.to_string()));
+    }
+    let row = |controller: &Controller| {
+        let (used, all) = (controller.reserved, controller.capacity);
+        vec![
+            controller.name.clone(),
+            if controller.cordoned { "cordoned" } else { "open" }.to_owned(),
+            format!("{}/{}", used.vms, all.vms),
+            format!("{}/{}", used.vcpus, all.vcpus),
+            format!("{}/{} MiB", used.memory_mib, all.memory_mib),
+            format!("{}/{} MiB", used.disk_mib, all.disk_mib),
+            format!("{} ({})", controller.driver.name, controller.driver.acceleration),
+            age(now(), controller.registered_at),
+            controller.id.to_string(),
+        ]
+    };
+    let rows = controllers.iter().map(row).collect();
+    let head = ["name", "placement", "vms", "vcpus", "memory", "disk", "driver", "registered", "id"];
+    context.output.table(&head, rows)
+}

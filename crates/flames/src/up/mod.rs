@@ -1,0 +1,173 @@
+//! `flames up`: the whole of Flames in one process.
+//!
+//! The parts are put together as on a fleet: the controller calls the host API through a client, and streams reach it through links; only
+//! the client is over the router itself, and the links are in this process.
+
+#[cfg_attr(not(feature = "qemu"), allow(dead_code, reason = "only real machines boot"))]
+mod boot;
+mod importer;
+mod machines;
+mod parts;
+#[cfg(feature = "qemu")]
+mod probe;
+mod serve;
+mod stores;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+pub(crate) use boot::{checked_kernel, with_agent};
+
+use flames_clock::{Clock, SystemClock};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{Global, LogFormat, OnExit, UpArgs};
+use crate::connect;
+use crate::data::{self, ApiFile, LockedFolder};
+use crate::exit::{Failure, Outcome};
+use crate::output::{self, Output};
+
+/// The folder of everything that `--ephemeral` makes.
+const EPHEMERAL: &str = "ephemeral";
+
+/// Serves until told to end.
+pub(crate) async fn run(global: &Global, output: Output, arguments: UpArgs) -> Outcome {
+    log_to_stderr(&arguments)?;
+    let folder = connect::data_folder(global)?.lock()?;
+    let token = folder.ensure_token()?;
+    // From here on a signal is heard, also while the parts are still being put together.
+    let mut ends = Ends::listen()?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    machines::clear_ephemeral(&folder, &arguments, &clock).await?;
+    let started = tokio::select! {
+        started = parts::Parts::start(&folder, &arguments, &clock, output) => started?,
+        () = ends.next() => return Ok(ExitCode::SUCCESS),
+    };
+    let served = serve::Served::start(&started.api, &folder, &token, arguments.listen).await;
+    let mut served = match served {
+        Ok(served) => served,
+        Err(failure) => {
+            started.shutdown(flames_controller::ShutdownMode::LeaveRunning).await;
+            return Err(failure);
+        }
+    };
+    let api = ApiFile {
+        schema: 1,
+        address: served.address,
+        socket: "api.sock".to_owned(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    folder.announce(&api)?;
+    tell(output, &folder, &api, &started)?;
+    let outcome = tokio::select! {
+        () = ends.next() => Ok(ExitCode::SUCCESS),
+        why = started.given_up() => Err(Failure::failed(why)),
+        why = served.broke() => Err(Failure::failed(why)),
+    };
+    let stops = arguments.ephemeral || arguments.on_exit == OnExit::Stop;
+    output.say(match stops {
+        true => "Ending: VMs are being stopped. Ctrl-C once more ends at once.",
+        false => "Ending: VMs run on. Ctrl-C once more ends at once.",
+    });
+    let mode = match stops {
+        true => flames_controller::ShutdownMode::StopAll,
+        false => flames_controller::ShutdownMode::LeaveRunning,
+    };
+    let drained = async {
+        folder.withdraw();
+        served.shutdown(&started.api).await;
+        started.shutdown(mode).await;
+    };
+    tokio::select! {
+        () = drained => {}
+        () = ends.next() => {
+            folder.withdraw();
+            return Ok(ExitCode::from(130));
+        }
+    }
+    if arguments.ephemeral {
+        machines::clear_ephemeral(&folder, &arguments, &clock).await?;
+    }
+    outcome
+}
+
+fn log_to_stderr(arguments: &UpArgs) -> Result<(), Failure> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log)
+        .map_err(|error| Failure::usage(format!("--log {}: {error}", arguments.log)))?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    let set = match arguments.log_format {
+        LogFormat::Text => subscriber.try_init(),
+        LogFormat::Json => subscriber.json().try_init(),
+    };
+    set.map_err(|error| Failure::failed(format!("Logging cannot be set up: {error}")))
+}
+
+fn tell(output: Output, folder: &LockedFolder, api: &ApiFile, started: &parts::Parts) -> Result<(), Failure> {
+    let data = folder.folder();
+    let url = format!("http://{}", api.address);
+    if output.json {
+        return output.json_line(&json!({
+            "url": url,
+            "socket": data.socket_path(),
+            "token_file": data.token_path(),
+            "data": data.path(),
+            "pid": api.pid,
+            "driver": started.driver,
+        }));
+    }
+    let mut lines = vec![
+        format!("Flames {} is up.", api.version),
+        format!("  API      {url}   token in {}", data.token_path().display()),
+        format!("  socket   {}", data.socket_path().display()),
+        format!("  driver   {}", started.driver),
+    ];
+    if let Some(kernel) = &started.kernel {
+        lines.push(format!("  kernel   {kernel}"));
+    }
+    lines.push("In another terminal:".to_owned());
+    if data::default_path()
+        .is_none_or(|default| std::fs::canonicalize(default).ok().as_deref() != Some(data.path()))
+    {
+        lines.push(format!("  export FLAMES_DATA={}", data.path().display()));
+    }
+    lines.push("  flames image import debian debian.tar".to_owned());
+    lines.push("  flames run debian -- uname -a".to_owned());
+    lines.push("Ctrl-C ends it.".to_owned());
+    if output.quiet {
+        return output::line(url);
+    }
+    lines.iter().try_for_each(output::line)
+}
+
+/// The signals that end it.
+struct Ends {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Ends {
+    fn listen() -> Result<Self, Failure> {
+        let on = |kind| signal(kind).map_err(|error| Failure::io("Signals cannot be received", &error));
+        Ok(Self {
+            interrupt: on(SignalKind::interrupt())?,
+            terminate: on(SignalKind::terminate())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns at the next one. Cancel-safe.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! The commands, each against a real `flames up` with the simulated driver.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::Stdio;
+
+use support::{Installation, eventually, finish, flames, signal, wait};
+
+fn with_image() -> Installation {
+    let installation = Installation::simulated();
+    installation.import_small_image();
+    installation
+}
+
+fn with_vm(name: &str) -> Installation {
+    let installation = with_image();
+    installation.run(&["run", "-d", "--name", name, "test", "--", "sleep", "infinity"]).ok();
+    installation
+}
+
+#[test]
+fn a_vm_is_created_listed_inspected_stopped_started_and_removed() {
+    let installation = with_image();
+    let created =
+        ["run", "-d", "--name", "web", "--label", "team=web", "-p", "80", "test", "--", "sleep", "infinity"];
+    assert_eq!(installation.run(&created).ok(), "web\n");
+    let listed = installation.run(&["ps", "--filter", "label=team=web"]).ok();
+    assert!(listed.contains("web") && listed.contains("running") && listed.contains("->80"), "{listed}");
+    assert!(!installation.run(&["ps", "--filter", "label=team=db"]).ok().contains("web"));
+    let shown = installation.run(&["inspect", "web"]).ok();
+    for told in ["web", "running", "team=web", "sleep infinity", "preparing", "starting"] {
+        assert!(shown.contains(told), "{told} is not in {shown}");
+    }
+    installation.run(&["stop", "web"]).ok();
+    assert_eq!(installation.inspect("web")["state"], "stopped");
+    assert!(!installation.run(&["ps"]).ok().contains("web"), "what is over is shown with --all");
+    installation.run(&["start", "web"]).ok();
+    let vm = installation.inspect("web");
+    assert_eq!((&vm["state"], &vm["run"]), (&"running".into(), &2.into()));
+    let said = installation.run(&["rm", "web"]).failed(4);
+    assert!(said.contains("flames rm -f web"), "{said}");
+    installation.run(&["rm", "-f", "web"]).ok();
+    installation.run(&["inspect", "web"]).failed(3);
+    assert_eq!(installation.run(&["-q", "ps", "--all"]).ok(), "");
+}
+
+#[test]
+fn run_ends_as_its_workload_ends_and_keeps_its_outputs_apart() {
+    let installation = with_image();
+    let said = installation.run(&["-q", "run", "test", "--", "echo", "to", "stdout"]);
+    assert_eq!((said.code, said.stdout.as_str(), said.stderr.as_str()), (0, "to stdout\n", ""));
+    let said = installation.run(&["-q", "run", "test", "--", "warn", "to stderr"]);
+    assert_eq!((said.code, said.stdout.as_str(), said.stderr.as_str()), (0, "", "to stderr\n"));
+    installation.run(&["run", "test", "--", "exit", "42"]).failed(42);
+    let phases = installation.run(&["run", "test", "--", "true"]);
+    for phase in ["creating", "booting", "running"] {
+        assert!(phases.stderr.contains(phase), "{phase} is not in {}", phases.stderr);
+    }
+}
+
+#[test]
+fn run_with_rm_leaves_no_vm() {
+    let installation = with_image();
+    installation.run(&["run", "--rm", "test", "--", "exit", "5"]).failed(5);
+    assert_eq!(installation.run(&["-q", "ps", "--all"]).ok(), "");
+}
+
+#[test]
+fn a_workload_that_is_not_in_the_image_is_told_with_a_shell_s_code() {
+    let installation = with_image();
+    let said = installation.run(&["run", "--name", "x", "test", "--", "nosuch"]).failed(127);
+    assert!(said.contains("nosuch") && said.contains("not found"), "{said}");
+    assert_eq!(installation.inspect("x")["state"], "failed");
+}
+
+#[test]
+fn ctrl_c_reaches_the_workload_as_sigint() {
+    let installation = with_image();
+    let mut command = installation.command(&["run", "--name", "x", "test", "--", "sleep", "infinity"]);
+    let mut run = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(run.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("running") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "it never ran");
+    }
+    // The signal is heard from when the command began; the workload gets it once it is attached to.
+    eventually("the workload is attached to", || {
+        let processes = installation.run(&["exec", "x", "--", "true"]);
+        (processes.code == 0).then_some(())
+    });
+    signal(&run, "INT");
+    assert_eq!(wait(&mut run), 130);
+    assert_eq!(installation.inspect("x")["incarnation"]["exit"]["signal"], 2);
+}
+
+#[test]
+fn exec_has_its_own_input_output_and_exit_code() {
+    let installation = with_vm("x");
+    assert_eq!(installation.run(&["exec", "x", "--", "echo", "in", "there"]).ok(), "in there\n");
+    installation.run(&["exec", "x", "--", "exit", "9"]).failed(9);
+    let said = finish(&mut installation.command(&["exec", "-i", "x", "--", "cat"]), b"piped\nthrough");
+    assert_eq!(said.ok(), "piped\nthrough");
+    let said = installation.run(&["exec", "x", "nosuch"]).failed(127);
+    assert!(said.contains("nosuch"), "{said}");
+    installation.run(&["exec", "nobody", "--", "true"]).failed(3);
+    installation.run(&["stop", "x"]).ok();
+    let said = installation.run(&["exec", "x", "--", "true"]).failed(4);
+    assert!(said.contains("flames start x"), "{said}");
+}
+
+#[test]
+fn logs_and_attach_show_what_was_written() {
+    let installation = with_image();
+    installation.run(&["-q", "run", "--name", "x", "test", "--", "echo", "written"]).ok();
+    assert_eq!(installation.run(&["logs", "x"]).ok(), "written\n");
+    assert_eq!(installation.run(&["logs", "-f", "x"]).ok(), "written\n");
+    assert_eq!(installation.run(&["logs", "--tail", "0", "x"]).ok(), "");
+    assert_eq!(installation.run(&["attach", "--no-stdin", "x"]).ok(), "written\n");
+    let chunk: serde_json::Value = installation.run(&["--json", "logs", "x"]).json();
+    assert_eq!((&chunk["stream"], &chunk["text"]), (&"stdout".into(), &"written\n".into()));
+}
+
+#[test]
+fn a_vm_is_paused_and_runs_on() {
+    let installation = with_vm("x");
+    installation.run(&["pause", "x"]).ok();
+    assert_eq!(installation.inspect("x")["state"], "paused");
+    installation.run(&["exec", "x", "--", "true"]).failed(4);
+    installation.run(&["resume", "x"]).ok();
+    installation.run(&["exec", "x", "--", "true"]).ok();
+    installation.run(&["restart", "x"]).ok();
+    assert_eq!(installation.inspect("x")["run"], 2);
+}
+
+#[test]
+fn a_port_of_the_guest_is_reached_here() {
+    let installation = with_vm("x");
+    let mut command = installation.command(&["--json", "port-forward", "x", "80"]);
+    let mut forward = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(forward.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let told: serde_json::Value = serde_json::from_str(&line).unwrap();
+    // A port of a simulated guest gives back what it gets.
+    let mut stream = TcpStream::connect(told["address"].as_str().unwrap()).unwrap();
+    stream.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    stream.write_all(b"there and back").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut back = String::new();
+    stream.read_to_string(&mut back).unwrap();
+    assert_eq!(back, "there and back");
+    signal(&forward, "INT");
+    assert_eq!(wait(&mut forward), 0);
+    installation.run(&["port-forward", "nobody", "80"]).failed(3);
+}
+
+#[test]
+fn events_tell_what_happened_in_order_and_can_be_followed() {
+    let installation = with_image();
+    installation.run(&["run", "--name", "x", "test", "--", "true"]).ok();
+    installation.run(&["rm", "x"]).ok();
+    let told = installation.run(&["--json", "events"]).ok();
+    let events: Vec<serde_json::Value> =
+        told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let types: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    let place = |of: &str| {
+        types.iter().position(|each| *each == of).unwrap_or_else(|| panic!("{of} not in {types:?}"))
+    };
+    assert!(place("image_imported") < place("vm_created") && place("vm_created") < place("vm_placed"));
+    assert!(place("vm_placed") < place("vm_released") && place("vm_released") < place("vm_deleted"));
+    let after = events[place("vm_created") - 1]["position"].as_str().unwrap();
+    let mut command = installation.command(&["--json", "events", "-f", "--after", after]);
+    let mut follower = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let first: serde_json::Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(first["type"], "vm_created");
+    installation.run(&["run", "--name", "y", "test", "--", "true"]).ok();
+    assert!(lines.any(|line| line.unwrap().contains("\"y\"")), "a follower sees what comes");
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+}
+
+#[test]
+fn nothing_is_placed_on_a_cordoned_controller() {
+    let installation = with_image();
+    installation.run(&["controllers", "cordon", "local"]).ok();
+    let mut run = installation
+        .command(&["run", "--name", "x", "test", "--", "true"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the VM is told to have no place", || {
+        let vm = installation.run(&["--json", "inspect", "x"]);
+        (vm.code == 0 && vm.stdout.contains("no_capacity")).then_some(())
+    });
+    assert_eq!(installation.inspect("x")["state"], "pending");
+    installation.run(&["controllers", "uncordon", "local"]).ok();
+    assert_eq!(wait(&mut run), 0);
+    installation.run(&["controllers", "cordon", "nobody"]).failed(3);
+    let listed = installation.run(&["controllers"]).ok();
+    assert!(listed.contains("local") && listed.contains("simulated"), "{listed}");
+}
+
+#[test]
+fn what_is_not_allowed_names_the_field_and_leaves_no_vm() {
+    let installation = with_image();
+    let refused = |arguments: &[&str], told: &str| {
+        let mut all = vec!["run"];
+        all.extend_from_slice(arguments);
+        let said = installation.run(&all).failed(2);
+        assert!(said.contains(told), "{told} is not in {said}");
+    };
+    refused(&["--cpus", "0", "test"], "spec.vcpus");
+    refused(&["--memory", "10T", "test"], "spec.memory_mib");
+    refused(&["--name", &"n".repeat(10_240), "test"], "name");
+    refused(&["--label", "a=\u{7}", "test"], "labels");
+    refused(&["-p", "0", "test"], "1 to 65535");
+    refused(&["--secret-env", "A=b", "test"], "environment");
+    refused(&["-i", "test"], "--tty");
+    let said = installation.run(&["run", "nosuch"]).failed(3);
+    assert!(said.contains("flames image import"), "{said}");
+    let said = installation.run(&["run", "--kernel", "test", "test"]).failed(2);
+    assert!(said.contains("spec.kernel"), "{said}");
+    assert_eq!(installation.run(&["-q", "ps", "--all"]).ok(), "");
+}
+
+#[test]
+fn a_secret_cannot_be_read_back() {
+    let installation = with_image();
+    let mut command =
+        installation.command(&["run", "--name", "x", "--secret-env", "KEY", "test", "--", "true"]);
+    finish(command.env("KEY", "hunter2"), b"").ok();
+    let shown = installation.run(&["--json", "inspect", "x"]).ok();
+    assert!(shown.contains("KEY") && !shown.contains("hunter2"), "{shown}");
+    assert!(!installation.run(&["--json", "events"]).ok().contains("hunter2"));
+}
+
+#[test]
+fn images_are_imported_listed_refused_and_removed() {
+    let installation = with_image();
+    let listed = installation.run(&["--json", "image", "ls"]).json();
+    assert_eq!(listed[0]["name"], "test");
+    installation.run(&["run", "--name", "x", "test", "--", "true"]).ok();
+    let said = installation.run(&["image", "rm", "test"]).failed(4);
+    assert!(said.contains("IMAGE_IN_USE"), "{said}");
+    installation.run(&["rm", "x"]).ok();
+    installation.run(&["image", "rm", "test"]).ok();
+    installation.run(&["image", "rm", "test"]).failed(3);
+    let bad = |arguments: &[&str], input: &[u8]| {
+        let mut all = vec!["image", "import", "bad"];
+        all.extend_from_slice(arguments);
+        finish(&mut installation.command(&all), input).failed(2)
+    };
+    assert!(bad(&["-"], b"").contains("empty"));
+    assert!(bad(&["-"], b"this is no archive at all").contains("errors/IMAGE_"));
+    let said = bad(&["/bin/sh", "--kind", "kernel"], b"");
+    assert!(said.contains("ordinary program") && !said.contains("uploads"), "{said}");
+    let hostile = hostile_archive();
+    let said = bad(&["-"], &hostile);
+    assert!(said.contains("IMAGE_REFUSED") && said.contains("escape"), "{said}");
+    installation.run(&["image", "import", "x", "/no/such/file"]).failed(3);
+    assert_eq!(installation.run(&["-q", "image", "ls"]).ok(), "");
+    let left = std::fs::read_dir(installation.data().join("staging/uploads")).unwrap().count();
+    assert_eq!(left, 0, "nothing half-made stays");
+}
+
+/// A tar whose one file lies outside of it.
+fn hostile_archive() -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.as_gnu_mut().unwrap().name[..12].copy_from_slice(b"../../escape");
+    header.set_size(4);
+    header.set_mode(0o644);
+    header.set_cksum();
+    let mut archive = tar::Builder::new(Vec::new());
+    archive.append(&header, &b"evil"[..]).unwrap();
+    archive.into_inner().unwrap()
+}
+
+#[test]
+fn help_versions_and_completions_need_no_server() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| finish(flames().env("HOME", nowhere.path()).args(arguments), b"");
+    let help = run(&["--help"]).ok();
+    assert!(
+        help.contains("Exit codes") && help.contains("flames up") && !help.contains("__convert-image"),
+        "{help}"
+    );
+    for command in ["up", "run", "exec", "cp", "doctor"] {
+        let help = run(&[command, "--help"]).ok();
+        assert!(help.contains("Example"), "{command}: {help}");
+    }
+    let version = run(&["--json", "version"]).json();
+    assert_eq!(
+        (&version["client"], &version["server"]),
+        (&env!("CARGO_PKG_VERSION").into(), &serde_json::Value::Null)
+    );
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(run(&["completions", shell]).ok().contains("port-forward"));
+    }
+    run(&["ps"]).failed(5);
+    run(&["nosuch"]).failed(2);
+    let error: serde_json::Value = serde_json::from_str(&run(&["--json", "ps"]).failed(5)).unwrap();
+    assert_eq!(error["error"]["exit_code"], 5);
+}
+
+#[test]
+fn doctor_tells_what_keeps_vms_from_starting_and_what_to_do() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let mut command = flames();
+    command
+        .env("HOME", nowhere.path())
+        .env("FLAMES_QEMU", "/no/such/qemu")
+        .args(["doctor", "--agent", "/bin/sh"]);
+    let said = finish(&mut command, b"");
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.stdout.contains("FATAL") && said.stdout.contains("/no/such/qemu"), "{}", said.stdout);
+    assert!(
+        said.stderr.contains("apt install qemu-system-x86") && said.stderr.contains("crt-static"),
+        "{}",
+        said.stderr
+    );
+    let checks: serde_json::Value = serde_json::from_str(&finish(command.arg("--json"), b"").stdout).unwrap();
+    let verdict = |name: &str| {
+        let check = checks.as_array().unwrap().iter().find(|check| check["name"] == name).unwrap();
+        check["verdict"].as_str().unwrap().to_owned()
+    };
+    assert_eq!((verdict("qemu").as_str(), verdict("data folder").as_str()), ("fatal", "ok"));
+}

@@ -1,0 +1,439 @@
+//! The real binary with real guests: QEMU, a kernel (`FLAMES_TEST_KERNEL`), the agent (`FLAMES_GUEST_AGENT`) and busybox as the user land.
+
+// A case fails by panicking: an answer that must be there is unwrapped.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use flames_conformance_runner::{Case, Suite, Time, Unavailable, run};
+use support::{Installation, eventually, finish, wait};
+
+fn main() -> ExitCode {
+    run(Suite {
+        name: "real-vm",
+        provider: "flames",
+        unavailable: unavailable(),
+        time: Time::Real,
+        cases: cases(),
+    })
+}
+
+macro_rules! cases {
+    ($($case:ident),+ $(,)?) => {
+        fn cases() -> Vec<Case> {
+            vec![$(Case {
+                name: stringify!($case),
+                ignored: None,
+                run: Box::new(|| Box::pin(async { $case() })),
+            }),+]
+        }
+    };
+}
+
+cases![
+    a_command_runs_in_a_guest_and_its_output_and_exit_code_come_back,
+    a_guest_is_what_was_asked_for,
+    exec_runs_in_the_guest_with_its_own_input_and_exit_code,
+    a_terminal_is_passed_through_and_set_back,
+    files_are_copied_both_ways,
+    a_server_in_the_guest_is_reached_by_its_port_and_by_port_forward,
+    a_paused_guest_stands_still_and_goes_on,
+    three_guests_survive_a_kill_9_of_flames,
+    a_watched_run_goes_on_over_a_kill_9_of_flames,
+    what_keeps_a_guest_from_running_is_told_and_leaves_nothing,
+    a_stopped_guest_costs_no_process_and_a_removed_one_nothing,
+    a_persistent_disk_outlives_a_run_and_an_ephemeral_one_does_not,
+    a_run_that_lasts_too_long_is_stopped,
+    an_ephemeral_up_leaves_no_guest_behind,
+];
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_file())
+}
+
+/// Why no guest can be started here, without starting one.
+fn unavailable() -> Option<Unavailable> {
+    let lacks =
+        |service: &str, reason: &str| Some(Unavailable { service: service.into(), reason: reason.into() });
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&paths).any(|folder| folder.join("qemu-system-x86_64").is_file()) {
+        return lacks("qemu", "`qemu-system-x86_64` is not on PATH (apt install qemu-system-x86)");
+    }
+    if variable("FLAMES_TEST_KERNEL").is_none() {
+        return lacks("kernel", "FLAMES_TEST_KERNEL names no kernel");
+    }
+    if variable("FLAMES_GUEST_AGENT").is_none() {
+        return lacks("agent", "FLAMES_GUEST_AGENT names no agent (`cargo xtask test` builds it)");
+    }
+    if !PathBuf::from("/bin/busybox").is_file() {
+        return lacks("busybox", "/bin/busybox is absent (apt install busybox-static)");
+    }
+    None
+}
+
+/// How every `flames up` of these cases is started. Emulation: the same everywhere, with or without a KVM that can run the kernel.
+fn up_with(installation: &mut Installation, more: &[&str]) {
+    let (kernel, agent) = (variable("FLAMES_TEST_KERNEL").unwrap(), variable("FLAMES_GUEST_AGENT").unwrap());
+    let mut arguments =
+        vec!["--accel", "tcg", "--kernel", kernel.to_str().unwrap(), "--agent", agent.to_str().unwrap()];
+    arguments.extend_from_slice(more);
+    installation.up(&arguments);
+}
+
+/// Up, with busybox as the image `busybox`.
+fn installation() -> Installation {
+    let mut installation = Installation::new();
+    up_with(&mut installation, &[]);
+    import_busybox(&installation);
+    installation
+}
+
+fn import_busybox(installation: &Installation) {
+    let root = installation.folder.path().join("busybox");
+    if !root.exists() {
+        make_busybox(&root);
+    }
+    installation.run(&["image", "import", "busybox", root.to_str().unwrap()]).ok();
+}
+
+fn make_busybox(root: &Path) {
+    for folder in ["bin", "etc", "tmp", "proc", "sys", "dev"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    for name in [
+        "sh", "cat", "echo", "sleep", "uname", "nc", "id", "stty", "tty", "wc", "sync", "kill", "free", "pwd",
+    ] {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
+    }
+    fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nguest:x:1000:1000::/tmp:/bin/sh\n").unwrap();
+    fs::write(root.join("etc/os-release"), "NAME=\"the image's own\"\n").unwrap();
+}
+
+fn start(installation: &Installation, name: &str, script: &str) {
+    installation.run(&["run", "-d", "--name", name, "busybox", "--", "sh", "-c", script]).ok();
+}
+
+/// Nothing of any VM is left: no process, no folder, no record.
+fn assert_clean(installation: &Installation) {
+    assert_eq!(installation.machines(), Vec::<u32>::new());
+    assert_eq!(installation.run(&["-q", "ps", "--all"]).ok(), "");
+    for folder in ["controller/incarnations", "controller/logs", "controller/disks"] {
+        let left: Vec<_> = fs::read_dir(installation.data().join(folder)).unwrap().flatten().collect();
+        assert!(left.is_empty(), "{folder} holds {left:?}");
+    }
+    let machines = fs::read_dir(installation.data().join("machines")).unwrap().flatten();
+    let left: Vec<_> =
+        machines.filter(|entry| entry.file_name().to_string_lossy().starts_with("inc_")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+fn a_command_runs_in_a_guest_and_its_output_and_exit_code_come_back() {
+    let installation = installation();
+    let script = "uname -sr; cat /etc/os-release; echo $NONCE; echo aside >&2; exit 7";
+    let ended =
+        installation.run(&["-q", "run", "--rm", "-e", "NONCE=4711", "busybox", "--", "sh", "-c", script]);
+    assert_eq!(ended.code, 7, "{ended:?}");
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    assert!(lines[0].starts_with("Linux "), "{lines:?}");
+    assert_eq!(lines[1..], ["NAME=\"the image's own\"", "4711"]);
+    assert!(ended.stderr.contains("aside"), "{}", ended.stderr);
+    assert_clean(&installation);
+}
+
+fn a_guest_is_what_was_asked_for() {
+    let installation = installation();
+    let script = "uname -n; id -u; pwd; echo $SECRET; free -m | sed -n 2p";
+    let mut command = installation.command(&[
+        "-q",
+        "run",
+        "--rm",
+        "--name",
+        "asked",
+        "--user",
+        "guest",
+        "--workdir",
+        "/tmp",
+        "--memory",
+        "128M",
+        "--secret-env",
+        "SECRET",
+        "busybox",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    let told = finish(command.env("SECRET", "hunter2"), b"");
+    let lines: Vec<&str> = told.stdout.lines().collect();
+    assert_eq!(lines[..4], ["asked", "1000", "/tmp", "hunter2"], "{told:?}");
+}
+
+fn exec_runs_in_the_guest_with_its_own_input_and_exit_code() {
+    let installation = installation();
+    start(&installation, "x", "echo said; sleep 1000");
+    assert_eq!(installation.run(&["exec", "x", "--", "uname", "-n"]).ok(), "x\n");
+    installation.run(&["exec", "x", "--", "sh", "-c", "exit 9"]).failed(9);
+    installation.run(&["exec", "x", "--", "sh", "-c", "kill -9 $$"]).failed(137);
+    let input = vec![b'x'; 300_000];
+    let counted = finish(&mut installation.command(&["exec", "-i", "x", "--", "wc", "-c"]), &input);
+    assert_eq!(counted.ok().trim(), "300000");
+    let said = installation.run(&["exec", "x", "--", "nosuch"]).failed(127);
+    assert!(said.contains("nosuch"), "{said}");
+    assert_eq!(installation.run(&["logs", "x"]).ok(), "said\n");
+    assert!(installation.run(&["logs", "--console", "x"]).code == 0);
+}
+
+fn a_terminal_is_passed_through_and_set_back() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
+    let installation = installation();
+    start(&installation, "x", "sleep 1000");
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let name = ptsname(&ours, Vec::new()).unwrap();
+    let theirs = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    tcsetwinsize(&theirs, Winsize { ws_row: 33, ws_col: 99, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    let before = tcgetattr(&theirs).unwrap();
+    let copy = || Stdio::from(OwnedFd::from(theirs.try_clone().unwrap()));
+    let mut command = installation.command(&[
+        "exec",
+        "-it",
+        "x",
+        "--",
+        "sh",
+        "-c",
+        "tty; stty size; read line; echo got $line; exit 4",
+    ]);
+    let mut exec = command.stdin(copy()).stdout(copy()).stderr(copy()).spawn().unwrap();
+    let mut terminal = File::from(ours);
+    let mut typing = terminal.try_clone().unwrap();
+    let reader = thread::spawn(move || {
+        let (mut seen, mut piece) = (String::new(), [0; 1024]);
+        while !seen.contains("got hello") {
+            let count = terminal.read(&mut piece).unwrap();
+            seen.push_str(&String::from_utf8_lossy(&piece[..count]));
+            if seen.contains("33 99") && !seen.contains("hello") {
+                typing.write_all(b"hello\r").unwrap();
+            }
+        }
+        // Closing this end would hang the other up.
+        (seen, terminal)
+    });
+    assert_eq!(wait(&mut exec), 4);
+    let (seen, _terminal) = reader.join().unwrap();
+    assert!(seen.contains("/dev/pts/"), "{seen}");
+    let after = tcgetattr(&theirs).unwrap();
+    assert_eq!(
+        (after.local_modes, after.input_modes, after.output_modes),
+        (before.local_modes, before.input_modes, before.output_modes)
+    );
+}
+
+fn files_are_copied_both_ways() {
+    let installation = installation();
+    start(&installation, "x", "sleep 1000");
+    let here = installation.folder.path().join("here");
+    fs::create_dir_all(here.join("sub")).unwrap();
+    let content: Vec<u8> = (0..2_000_000_u32).map(|number| (number % 251) as u8).collect();
+    fs::write(here.join("blob"), &content).unwrap();
+    fs::write(here.join("sub/small"), "small").unwrap();
+    installation.run(&["cp", here.join("blob").to_str().unwrap(), "x:/tmp/"]).ok();
+    assert_eq!(
+        installation.run(&["exec", "x", "--", "wc", "-c", "/tmp/blob"]).ok().trim(),
+        "2000000 /tmp/blob"
+    );
+    let back = installation.folder.path().join("back");
+    installation.run(&["cp", "x:/tmp/blob", back.to_str().unwrap()]).ok();
+    assert!(fs::read(&back).unwrap() == content, "the file came back changed");
+    installation.run(&["cp", here.to_str().unwrap(), "x:/tmp/tree"]).failed(2);
+    installation.run(&["cp", "-r", here.to_str().unwrap(), "x:/tmp/tree"]).ok();
+    let tree = installation.folder.path().join("tree");
+    installation.run(&["cp", "-r", "x:/tmp/tree", tree.to_str().unwrap()]).ok();
+    assert_eq!(fs::read_to_string(tree.join("sub/small")).unwrap(), "small");
+    finish(&mut installation.command(&["cp", "-", "x:/tmp/piped"]), b"through a pipe").ok();
+    assert_eq!(installation.run(&["cp", "x:/tmp/piped", "-"]).ok(), "through a pipe");
+    let said = installation.run(&["cp", "x:/no/such", "-"]).failed(3);
+    assert!(said.contains("/no/such"), "{said}");
+    assert!(!installation.folder.path().join("such").exists());
+}
+
+fn ask(address: &str) -> String {
+    eventually("the server in the guest answers", || {
+        let mut stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        (!answer.is_empty()).then_some(answer)
+    })
+}
+
+fn a_server_in_the_guest_is_reached_by_its_port_and_by_port_forward() {
+    let installation = installation();
+    let script = "while true; do echo served by $(uname -n) | nc -l -p 8000; done";
+    installation.run(&["run", "-d", "--name", "x", "-p", "8000", "busybox", "--", "sh", "-c", script]).ok();
+    let vm = installation.inspect("x");
+    let endpoint = vm["incarnation"]["endpoints"][0]["address"].as_str().unwrap();
+    assert!(endpoint.starts_with("127.0.0.1:"), "{endpoint}");
+    assert_eq!(ask(endpoint), "served by x\n");
+    let mut command = installation.command(&["--json", "port-forward", "x", "8000"]);
+    let mut forward = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(forward.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let told: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(ask(told["address"].as_str().unwrap()), "served by x\n");
+    support::signal(&forward, "INT");
+    assert_eq!(wait(&mut forward), 0);
+}
+
+fn a_paused_guest_stands_still_and_goes_on() {
+    let installation = installation();
+    start(&installation, "x", "i=0; while true; do i=$((i+1)); echo $i; sleep 0.1; done");
+    let count = || installation.run(&["logs", "x"]).ok().lines().count();
+    eventually("it counts", || (count() > 3).then_some(()));
+    installation.run(&["pause", "x"]).ok();
+    // What it wrote before that has come by now.
+    thread::sleep(Duration::from_millis(500));
+    let paused = count();
+    thread::sleep(Duration::from_millis(1_000));
+    assert_eq!(count(), paused);
+    installation.run(&["exec", "x", "--", "true"]).failed(4);
+    installation.run(&["resume", "x"]).ok();
+    eventually("it counts on", || (count() > paused + 3).then_some(()));
+}
+
+fn three_guests_survive_a_kill_9_of_flames() {
+    let mut installation = installation();
+    start(&installation, "a", "sleep 1000");
+    start(&installation, "b", "sleep 1000");
+    // Its end falls into the time in which nobody looks.
+    start(&installation, "c", "echo before; sleep 2; echo after; exit 5");
+    let machines = installation.machines();
+    assert_eq!(machines.len(), 3);
+    installation.kill();
+    thread::sleep(Duration::from_secs(4));
+    assert_eq!(installation.machines(), machines, "the machines run on without Flames");
+    up_with(&mut installation, &[]);
+    for name in ["a", "b"] {
+        assert_eq!(installation.run(&["exec", name, "--", "uname", "-n"]).ok(), format!("{name}\n"));
+        assert_eq!(installation.inspect(name)["state"], "running");
+    }
+    let ended = eventually("the end of c is known", || {
+        let vm = installation.inspect("c");
+        (vm["state"] == "stopped").then_some(vm)
+    });
+    assert_eq!(ended["incarnation"]["exit"]["code"], 5, "{ended:#}");
+    assert_eq!(installation.run(&["logs", "c"]).ok(), "before\nafter\n");
+    let still = installation.machines();
+    assert!(still.len() == 2 && still.iter().all(|pid| machines.contains(pid)), "{still:?} of {machines:?}");
+    installation.run(&["rm", "-f", "a", "b", "c"]).ok();
+    assert_clean(&installation);
+}
+
+fn a_watched_run_goes_on_over_a_kill_9_of_flames() {
+    let mut installation = installation();
+    let script = "echo one; sleep 6; echo two; exit 6";
+    let mut command =
+        installation.command(&["-q", "run", "--name", "x", "busybox", "--", "sh", "-c", script]);
+    let mut watching = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "one");
+    installation.kill();
+    up_with(&mut installation, &[]);
+    assert_eq!(lines.next().unwrap().unwrap(), "two");
+    assert!(lines.next().is_none(), "nothing is shown twice");
+    assert_eq!(wait(&mut watching), 6);
+}
+
+fn what_keeps_a_guest_from_running_is_told_and_leaves_nothing() {
+    let installation = installation();
+    let said = installation.run(&["run", "--rm", "busybox", "--", "/no/such/program"]).failed(127);
+    assert!(said.contains("/no/such/program"), "{said}");
+    installation.run(&["run", "--rm", "nosuch", "--", "true"]).failed(3);
+    let said = installation.run(&["run", "--rm", "--user", "nobody-at-all", "busybox", "--", "sh"]);
+    assert!(said.code != 0 && said.stderr.contains("nobody-at-all"), "{said:?}");
+    assert_clean(&installation);
+    let said = Installation::new().run(&["up", "--listen", "0", "--kernel", "/bin/sh"]).failed(2);
+    assert!(said.contains("/bin/sh") && said.contains("a kernel is"), "{said}");
+}
+
+fn a_stopped_guest_costs_no_process_and_a_removed_one_nothing() {
+    let installation = installation();
+    start(&installation, "x", "sleep 1000");
+    assert_eq!(installation.machines().len(), 1);
+    installation.run(&["stop", "x"]).ok();
+    eventually("the machine is gone", || installation.machines().is_empty().then_some(()));
+    installation.run(&["start", "x"]).ok();
+    assert_eq!(installation.machines().len(), 1);
+    installation.run(&["rm", "-f", "x"]).ok();
+    assert_clean(&installation);
+}
+
+fn a_persistent_disk_outlives_a_run_and_an_ephemeral_one_does_not() {
+    let installation = installation();
+    let script = "cat /kept 2>/dev/null || echo none; echo kept > /kept; sync";
+    for (name, disk) in [("p", Some("--persistent")), ("e", None)] {
+        let mut arguments = vec!["-q", "run", "--name", name, "--disk", "64M"];
+        arguments.extend(disk);
+        arguments.extend(["busybox", "--", "sh", "-c", script]);
+        assert_eq!(installation.run(&arguments).ok(), "none\n");
+        installation.run(&["start", name]).ok();
+        let log = eventually("the second run wrote", || {
+            let log = installation.run(&["logs", name]);
+            (log.code == 0 && !log.stdout.is_empty()).then_some(log.stdout)
+        });
+        assert_eq!(log, if disk.is_some() { "kept\n" } else { "none\n" }, "{name}");
+    }
+    installation.run(&["rm", "-f", "p", "e"]).ok();
+    assert_clean(&installation);
+}
+
+fn a_run_that_lasts_too_long_is_stopped() {
+    let installation = installation();
+    let ended = installation.run(&[
+        "run",
+        "--name",
+        "x",
+        "--timeout",
+        "4s",
+        "--stop-grace",
+        "1s",
+        "busybox",
+        "--",
+        "sleep",
+        "1000",
+    ]);
+    assert_ne!(ended.code, 0, "{ended:?}");
+    let vm = installation.inspect("x");
+    assert_eq!((&vm["state"], &vm["desired"]), (&"stopped".into(), &"stopped".into()), "{vm:#}");
+    let events = installation.run(&["--json", "events", "--vm", "x"]).ok();
+    assert!(events.contains("timed_out"), "{events}");
+}
+
+fn an_ephemeral_up_leaves_no_guest_behind() {
+    let mut installation = Installation::new();
+    up_with(&mut installation, &["--ephemeral"]);
+    import_busybox(&installation);
+    start(&installation, "x", "sleep 1000");
+    assert_eq!(installation.machines().len(), 1);
+    assert_eq!(installation.interrupt().0, 0);
+    assert_eq!(installation.machines(), Vec::<u32>::new());
+    assert!(!installation.data().join("ephemeral").exists());
+    up_with(&mut installation, &["--ephemeral"]);
+    import_busybox(&installation);
+    start(&installation, "x", "sleep 1000");
+    installation.kill();
+    assert_eq!(installation.machines().len(), 1);
+    up_with(&mut installation, &["--ephemeral"]);
+    assert_eq!(installation.machines(), Vec::<u32>::new(), "what was killed is cleared away");
+}

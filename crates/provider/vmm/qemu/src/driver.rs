@@ -1,0 +1,426 @@
+//! The driver: incarnations by name.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use flames_clock::{Clock, ClockExt};
+use flames_error::{Error, ErrorKind, Result};
+use flames_vmm::{
+    AGENT_PORT, AgentChannel, BootSource, ConsoleChunk, DriverCapabilities, Found, GuestStream,
+    IncarnationName, MachineSpec, Observation, Phase, Prepared, SnapshotArtefacts, SnapshotKind, StartFrom,
+    Stats, StopHow, Update, Usability, VmDriver,
+};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use serde_json::json;
+use tokio_stream::wrappers::BroadcastStream;
+
+use crate::acceleration::{Accelerated, Accelerations, channel_problem};
+use crate::command_line::has_balloon;
+use crate::config::{Channel, QemuConfig};
+use crate::console::ConsoleLog;
+use crate::context::{Context, blocking};
+use crate::folder::{Folder, create_private_folder, failed, remove_all};
+use crate::prepare::Kernels;
+use crate::process::scan;
+use crate::vm::Vm;
+
+/// How many incarnations are looked at at once by `adopt`.
+const ADOPTED_AT_ONCE: usize = 16;
+
+/// Runs VMs with QEMU. See the crate's documentation.
+#[derive(Debug)]
+pub struct QemuDriver {
+    context: Arc<Context>,
+    vms: Mutex<BTreeMap<IncarnationName, Arc<Vm>>>,
+    kernels: Kernels,
+    accelerations: Accelerations,
+    /// `adopt` clears away what is half made or half removed; nothing is being made or removed meanwhile.
+    making: tokio::sync::RwLock<()>,
+}
+
+impl Drop for QemuDriver {
+    /// The monitors run on; the tasks that followed them end.
+    fn drop(&mut self) {
+        for vm in self.vms.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            vm.detach();
+        }
+    }
+}
+
+impl QemuDriver {
+    /// A driver over the folder of the settings, which is made when it is absent. At one time, one driver works in a folder.
+    ///
+    /// Errors: `InvalidInput` for settings out of range; `Internal` when the folder cannot be made or entered.
+    pub fn new(mut config: QemuConfig, clock: Arc<dyn Clock>) -> Result<Self> {
+        const OPERATION: &str = "vmm.new";
+        if config.console_log_limit < crate::console::MIN_LIMIT {
+            return Err(Error::invalid(
+                OPERATION,
+                "console_log_limit",
+                "A console's log has at least 8 KiB.",
+            ));
+        }
+        if config.console_bytes_per_second < 1024 {
+            return Err(Error::invalid(
+                OPERATION,
+                "console_bytes_per_second",
+                "A console has at least 1 KiB a second.",
+            ));
+        }
+        let make = || {
+            if let Some(above) = config.folder.parent() {
+                std::fs::create_dir_all(above)?;
+            }
+            match create_private_folder(&config.folder) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            // The monitors' command lines name it, so it must be the same from wherever the driver is started.
+            config.folder.canonicalize()
+        };
+        config.folder = make().map_err(|error| failed("the driver's folder cannot be made", error))?;
+        if config.folder.to_str().is_none() {
+            return Err(Error::invalid(OPERATION, "folder", "The folder's path must be valid UTF-8."));
+        }
+        Ok(Self {
+            context: Arc::new(Context::new(config, clock)?),
+            vms: Mutex::default(),
+            kernels: Kernels::default(),
+            accelerations: Accelerations::default(),
+            making: tokio::sync::RwLock::default(),
+        })
+    }
+
+    /// Tries the kernel under KVM now, when that has not been done since the host's boot and the settings ask for it, so that
+    /// the first `prepare` with it need not. Takes up to the probe's deadline.
+    ///
+    /// Errors: as [`VmDriver::prepare`] for the kernel.
+    pub async fn probe(&self, kernel: &Path, initramfs: Option<&Path>) -> Result<Accelerated> {
+        let mut boot = BootSource {
+            kernel: kernel.to_owned(),
+            initramfs: initramfs.map(Path::to_owned),
+            extra_arguments: Vec::new(),
+        };
+        let _making = self.making.read().await;
+        let machine = self.kernels.machine(&mut boot).await?;
+        self.accelerations.decide(&self.context, &boot, machine).await
+    }
+
+    fn vm(&self, name: &IncarnationName) -> Arc<Vm> {
+        let mut vms = self.vms.lock().unwrap_or_else(PoisonError::into_inner);
+        let vm = vms
+            .entry(name.clone())
+            .or_insert_with(|| Arc::new(Vm::new(name.clone(), Folder::of(self.context.root(), name))));
+        Arc::clone(vm)
+    }
+
+    /// Runs a call on an incarnation, and forgets it afterwards when nothing of it is on the host.
+    async fn on<'a, T, F>(&'a self, name: &IncarnationName, call: impl FnOnce(Arc<Vm>) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + 'a,
+    {
+        let vm = self.vm(name);
+        let _forget = Forget { driver: self, name: name.clone() };
+        call(vm).await
+    }
+}
+
+/// Forgets an incarnation that has no folder, once no other call is at work on it.
+struct Forget<'a> {
+    driver: &'a QemuDriver,
+    name: IncarnationName,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        let mut vms = self.driver.vms.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = vms.get(&self.name).is_some_and(|vm| Arc::strong_count(vm) == 1 && !vm.folder.exists());
+        if idle {
+            vms.remove(&self.name);
+        }
+    }
+}
+
+#[async_trait]
+impl VmDriver for QemuDriver {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    async fn capabilities(&self) -> Result<DriverCapabilities> {
+        let context = &self.context;
+        let installed = context.installed().await;
+        // Measured now, so that the first start need not.
+        context.tsc_khz().await;
+        let problem = installed.as_ref().err().map(|error| error.message().to_owned());
+        let problem = problem.or_else(|| channel_problem(context).map(|error| error.message().to_owned()));
+        let is_serial = context.config.channel == Channel::VirtioSerial;
+        Ok(DriverCapabilities {
+            usability: problem.map_or(Usability::Usable, Usability::Unusable),
+            acceleration: self.accelerations.describe(context),
+            version: installed.ok().map(|installed| installed.version.clone()),
+            agent_channel: if is_serial { AgentChannel::Exclusive } else { AgentChannel::Multiplexed },
+            pause: true,
+            snapshot: is_serial,
+            diff_snapshot: false,
+            user_network: true,
+            tap_network: false,
+            // The contract's limit; QEMU's microvm takes 288.
+            max_vcpus: 256,
+        })
+    }
+
+    async fn adopt(&self) -> Result<Vec<Found>> {
+        let context = &self.context;
+        {
+            let _making = self.making.write().await;
+            self.clear_leftovers().await?;
+        }
+        let root = context.root().to_owned();
+        let names = blocking(move || {
+            let mut names = Vec::new();
+            let entries = std::fs::read_dir(&root)
+                .map_err(|error| failed("the driver's folder cannot be listed", error))?;
+            for entry in entries.flatten() {
+                // What has no incarnation's name is not ours.
+                if let Some(name) =
+                    entry.file_name().to_str().and_then(|name| IncarnationName::new(name).ok())
+                {
+                    names.push(name);
+                }
+            }
+            names.sort();
+            Ok(names)
+        })
+        .await?;
+        let found = futures::stream::iter(names)
+            .map(|incarnation| async move {
+                match self.observe(&incarnation).await {
+                    Ok(observation) => Some(Found { incarnation, observation }),
+                    Err(error) if error.kind() == ErrorKind::NotFound => None,
+                    Err(_) => {
+                        let observation = Observation {
+                            phase: Phase::Unknown,
+                            exit: None,
+                            pid: None,
+                            prepared: Prepared::default(),
+                        };
+                        Some(Found { incarnation, observation })
+                    }
+                }
+            })
+            .buffered(ADOPTED_AT_ONCE)
+            .filter_map(|found| async { found })
+            .collect()
+            .await;
+        Ok(found)
+    }
+
+    async fn prepare(&self, incarnation: &IncarnationName, spec: &MachineSpec) -> Result<Prepared> {
+        let _making = self.making.read().await;
+        self.on(incarnation, |vm| async move {
+            vm.prepare(&self.context, &self.kernels, &self.accelerations, spec).await
+        })
+        .await
+    }
+
+    async fn start(&self, incarnation: &IncarnationName, from: StartFrom, leave_paused: bool) -> Result<()> {
+        let snapshot = match &from {
+            StartFrom::Boot => None,
+            StartFrom::Snapshot(artefacts) => Some(artefacts.state.as_path()),
+        };
+        self.on(incarnation, |vm| async move { vm.start(&self.context, snapshot, leave_paused).await }).await
+    }
+
+    async fn pause(&self, incarnation: &IncarnationName) -> Result<()> {
+        self.on(incarnation, |vm| async move { vm.pause(&self.context).await }).await
+    }
+
+    async fn resume(&self, incarnation: &IncarnationName) -> Result<()> {
+        self.on(incarnation, |vm| async move { vm.resume(&self.context).await }).await
+    }
+
+    async fn update(&self, incarnation: &IncarnationName, update: &Update) -> Result<()> {
+        const OPERATION: &str = "vmm.update";
+        let mebibytes = match update {
+            Update::BalloonMib(mebibytes) => *mebibytes,
+            Update::DrivePath { .. } => {
+                return Err(Error::new(
+                    ErrorKind::NotSupported,
+                    OPERATION,
+                    "a disk's file cannot be replaced live",
+                ));
+            }
+        };
+        self.on(incarnation, |vm| async move {
+            let _turn = vm.turn(&self.context, OPERATION).await?;
+            let attached = vm.alive(&self.context, OPERATION).await?;
+            let record = vm.folder.spec()?;
+            if !has_balloon(&record) {
+                let message = "the machine has no device slot left for a balloon";
+                return Err(Error::new(ErrorKind::NotSupported, OPERATION, message));
+            }
+            // Below the least memory of a machine no guest lives.
+            let left = record.spec.memory_mib.checked_sub(mebibytes).filter(|left| *left >= 16).ok_or_else(
+                || Error::invalid(OPERATION, "balloon_mib", "A balloon leaves its machine at least 16 MiB."),
+            )?;
+            let arguments = json!({ "value": left * 1024 * 1024 });
+            let done = attached.command("balloon", arguments, self.context.config.deadlines.command).await;
+            done.map(|_| ()).map_err(|error| vm.command_failed(OPERATION, &attached, error))
+        })
+        .await
+    }
+
+    async fn snapshot(
+        &self,
+        incarnation: &IncarnationName,
+        name: &str,
+        kind: SnapshotKind,
+    ) -> Result<SnapshotArtefacts> {
+        self.on(incarnation, |vm| async move { vm.snapshot(&self.context, name, kind).await }).await
+    }
+
+    async fn delete_snapshot(&self, incarnation: &IncarnationName, name: &str) -> Result<()> {
+        self.on(incarnation, |vm| async move { vm.delete_snapshot(&self.context, name).await }).await
+    }
+
+    async fn connect(&self, incarnation: &IncarnationName, port: u32) -> Result<GuestStream> {
+        const OPERATION: &str = "vmm.connect";
+        self.on(incarnation, |vm| async move {
+            let attached = vm.alive(&self.context, OPERATION).await?;
+            match vm.phase(&self.context, &attached).await {
+                Ok(Phase::Running) => {}
+                Ok(_) => return Err(vm.conflict(OPERATION, "it does not run")),
+                Err(error) => return Err(vm.command_failed(OPERATION, &attached, error)),
+            }
+            let silent = |error| {
+                Error::unavailable(OPERATION, "nothing answers in the guest")
+                    .with_resource("incarnation", vm.name.as_str())
+                    .with_source(error)
+            };
+            match vm.folder.spec()?.channel {
+                Channel::VirtioSerial if port == AGENT_PORT => {
+                    let stream = vm.folder.connect("agent.sock").await.map_err(silent)?;
+                    Ok(Box::new(vm.agent.replace(stream)) as GuestStream)
+                }
+                Channel::VirtioSerial => {
+                    let message = "the virtio-serial channel leads to the agent's port only";
+                    Err(Error::new(ErrorKind::NotSupported, OPERATION, message).with_context("port", port))
+                }
+                Channel::Vsock => {
+                    let connect = crate::vsock::connect(&vm.folder, port);
+                    let deadline = self.context.config.deadlines.command;
+                    match self.context.clock.timeout(deadline, connect).await {
+                        Ok(stream) => Ok(Box::new(stream.map_err(silent)?) as GuestStream),
+                        Err(late) => Err(silent(std::io::Error::new(std::io::ErrorKind::TimedOut, late))),
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    async fn accept(
+        &self,
+        incarnation: &IncarnationName,
+        port: u32,
+    ) -> Result<BoxStream<'static, GuestStream>> {
+        const OPERATION: &str = "vmm.accept";
+        self.on(incarnation, |vm| async move {
+            if !vm.folder.exists() {
+                return Err(vm.not_found(OPERATION));
+            }
+            match vm.folder.spec()?.channel {
+                Channel::VirtioSerial => {
+                    let message = "over the virtio-serial channel only the host connects";
+                    Err(Error::new(ErrorKind::NotSupported, OPERATION, message))
+                }
+                Channel::Vsock => {
+                    let accepted = crate::vsock::accept(&vm.folder, port)
+                        .map_err(|error| failed("the guest's connections cannot be taken", error))?;
+                    Ok(accepted.boxed())
+                }
+            }
+        })
+        .await
+    }
+
+    async fn console(&self, incarnation: &IncarnationName, from: u64) -> Result<ConsoleChunk> {
+        const OPERATION: &str = "vmm.console";
+        self.on(incarnation, |vm| async move {
+            let log = ConsoleLog::new(vm.folder.path(), self.context.config.console_log_limit);
+            match log.read(from).await {
+                Ok(chunk) => Ok(chunk),
+                Err(_) if !vm.folder.exists() => Err(vm.not_found(OPERATION)),
+                Err(error) => Err(failed("the console's log cannot be read", error)),
+            }
+        })
+        .await
+    }
+
+    async fn stats(&self, incarnation: &IncarnationName) -> Result<Stats> {
+        const OPERATION: &str = "vmm.stats";
+        self.on(incarnation, |vm| async move {
+            let attached = vm.alive(&self.context, OPERATION).await?;
+            let (resident_bytes, cpu_time, uptime) = attached
+                .monitor
+                .usage()
+                .map_err(|error| vm.conflict(OPERATION, "its process has just ended").with_source(error))?;
+            Ok(Stats { resident_bytes, cpu_time, uptime })
+        })
+        .await
+    }
+
+    async fn stop(&self, incarnation: &IncarnationName, how: StopHow) -> Result<()> {
+        self.on(incarnation, |vm| async move { vm.stop(&self.context, how).await }).await
+    }
+
+    async fn observe(&self, incarnation: &IncarnationName) -> Result<Observation> {
+        self.on(incarnation, |vm| async move { vm.observe(&self.context).await }).await
+    }
+
+    async fn destroy(&self, incarnation: &IncarnationName) -> Result<()> {
+        let _making = self.making.read().await;
+        self.on(incarnation, |vm| async move { vm.destroy(&self.context).await }).await
+    }
+
+    async fn exits(&self) -> Result<BoxStream<'static, IncarnationName>> {
+        let hints = BroadcastStream::new(self.context.exits.subscribe());
+        Ok(hints.filter_map(|hint| async { hint.ok() }).boxed())
+    }
+}
+
+impl QemuDriver {
+    /// Takes away what earlier drivers left half made, half removed, or under trial.
+    async fn clear_leftovers(&self) -> Result<()> {
+        let root = self.context.root().to_owned();
+        let processes = blocking(move || {
+            let io = |error| failed("leftovers cannot be removed", error);
+            let mut processes = Vec::new();
+            for entry in std::fs::read_dir(&root).map_err(io)?.flatten() {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                if name.starts_with(".try-") {
+                    let folder = Folder::new(entry.path());
+                    processes.extend(scan(&folder.monitor_marker()).map_err(io)?);
+                }
+                if ![".new-", ".old-", ".try-"].iter().any(|prefix| name.starts_with(prefix)) {
+                    continue;
+                }
+                // One that is locked is being made by a driver that was dropped and has not ended yet.
+                if !matches!(Folder::new(entry.path()).try_lock(), Ok(None)) {
+                    remove_all(&entry.path()).map_err(io)?;
+                }
+            }
+            Ok(processes)
+        })
+        .await?;
+        for process in &processes {
+            crate::attached::end(process, &self.context.clock, self.context.config.deadlines.kill).await;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,245 @@
+//! Parts that are broken on purpose, to show that the judgement sees it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use flames_client::HostApi;
+use flames_client::wire::host::{
+    AssignmentsPage, Changes, HostSession, RegisterRequest, Registered, Renewed, ReportBatch, ReportOutcome,
+};
+use flames_clock::{Clock, Monotonic, Timestamp};
+use flames_error::Result;
+use flames_model::{IncarnationId, IncarnationState};
+use flames_state::{
+    Check, Commit, Committed, Entry, HintStream, Key, KeyRange, LogEntry, Page, PageRequest, Position,
+    StateStore, Write,
+};
+
+/// One part, broken on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Sabotage {
+    /// The store takes commits though what was read has changed: updates are lost, stale holders win.
+    UncheckedVersions,
+    /// The store takes commits though a key that must be absent is there: a request is carried out twice.
+    UncheckedAbsence,
+    /// The store applies commits in two halves, and now and then loses the second.
+    SplitCommits,
+    /// The store now and then leaves an event out.
+    DroppedEvents,
+    /// The store now and then leaves a due entry out.
+    ForgottenDueEntries,
+    /// A host's reservations are summed up on what may be old.
+    UncheckedAllocations,
+    /// Due entries are relayed when hinted only, and never scanned.
+    DueEntriesNotScanned,
+    /// Clients retry with a new idempotency key each time.
+    ClientsForgetTheirKey,
+    /// Leases are judged by the wall clock, which jumps.
+    LeasesByWallClock,
+    /// A controller that is started again finds its data folder empty.
+    HostsForget,
+    /// Controllers say that all is released while the machine still ends.
+    HostsReleaseEarly,
+}
+
+impl Sabotage {
+    /// Every one.
+    pub const ALL: [Sabotage; 11] = [
+        Self::UncheckedVersions,
+        Self::UncheckedAbsence,
+        Self::SplitCommits,
+        Self::DroppedEvents,
+        Self::ForgottenDueEntries,
+        Self::UncheckedAllocations,
+        Self::DueEntriesNotScanned,
+        Self::ClientsForgetTheirKey,
+        Self::LeasesByWallClock,
+        Self::HostsForget,
+        Self::HostsReleaseEarly,
+    ];
+
+    /// Its name, as test names spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UncheckedVersions => "unchecked_versions",
+            Self::UncheckedAbsence => "unchecked_absence",
+            Self::SplitCommits => "split_commits",
+            Self::DroppedEvents => "dropped_events",
+            Self::ForgottenDueEntries => "forgotten_due_entries",
+            Self::UncheckedAllocations => "unchecked_allocations",
+            Self::DueEntriesNotScanned => "due_entries_not_scanned",
+            Self::ClientsForgetTheirKey => "clients_forget_their_key",
+            Self::LeasesByWallClock => "leases_by_wall_clock",
+            Self::HostsForget => "hosts_forget",
+            Self::HostsReleaseEarly => "hosts_release_early",
+        }
+    }
+
+    pub(crate) fn store(sabotage: Option<Self>, store: Arc<dyn StateStore>) -> Arc<dyn StateStore> {
+        match sabotage {
+            Some(sabotage) => Arc::new(BrokenStore { store, sabotage, commits: AtomicU64::new(0) }),
+            None => store,
+        }
+    }
+
+    pub(crate) fn api(sabotage: Option<Self>, api: Arc<dyn HostApi>) -> Arc<dyn HostApi> {
+        match sabotage {
+            Some(Self::HostsReleaseEarly) => Arc::new(EarlyRelease(api)),
+            _ => api,
+        }
+    }
+
+    pub(crate) fn lease_clock(sabotage: Option<Self>, clock: Arc<dyn Clock>) -> Arc<dyn Clock> {
+        match sabotage {
+            Some(Self::LeasesByWallClock) => Arc::new(WallClockOnly(clock)),
+            _ => clock,
+        }
+    }
+}
+
+/// A clock whose monotonic time is the wall's.
+#[derive(Debug)]
+struct WallClockOnly(Arc<dyn Clock>);
+
+#[async_trait]
+impl Clock for WallClockOnly {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+
+    fn monotonic(&self) -> Monotonic {
+        Monotonic::from_origin(Duration::from_millis(
+            u64::try_from(self.0.now().as_millisecond()).unwrap_or(0),
+        ))
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        self.0.sleep(duration).await;
+    }
+}
+
+#[derive(Debug)]
+struct BrokenStore {
+    store: Arc<dyn StateStore>,
+    sabotage: Sabotage,
+    commits: AtomicU64,
+}
+
+fn begins(key: &Key, prefix: &str) -> bool {
+    key.as_bytes().starts_with(prefix.as_bytes())
+}
+
+impl BrokenStore {
+    /// The commit as the broken store takes it, and a second half that may follow.
+    fn broken(&self, commit: &Commit) -> (Commit, Option<Commit>) {
+        let turn = self.commits.fetch_add(1, Ordering::Relaxed);
+        let mut first = commit.clone();
+        let mut second = None;
+        match self.sabotage {
+            Sabotage::UncheckedVersions => first.checks.retain(|check| !matches!(check, Check::At(..))),
+            Sabotage::UncheckedAbsence => first.checks.retain(|check| !matches!(check, Check::Absent(_))),
+            Sabotage::UncheckedAllocations => {
+                first.checks.retain(|check| !begins(check.key(), "system/allocation/"))
+            }
+            Sabotage::DroppedEvents if turn % 20 == 7 => {
+                first.appends.retain(|append| !append.log.as_bytes().ends_with(b"/events"));
+            }
+            Sabotage::ForgottenDueEntries if turn % 10 == 3 => {
+                first
+                    .writes
+                    .retain(|write| !(matches!(write, Write::Put(..)) && begins(write.key(), "system/due/")));
+            }
+            Sabotage::SplitCommits if first.writes.len() > 1 => {
+                let rest = first.writes.split_off(first.writes.len() / 2);
+                second = (turn % 20 != 11).then(|| Commit {
+                    checks: Vec::new(),
+                    writes: rest,
+                    appends: Vec::new(),
+                });
+            }
+            _ => {}
+        }
+        (first, second)
+    }
+}
+
+#[async_trait]
+impl StateStore for BrokenStore {
+    fn name(&self) -> &'static str {
+        self.store.name()
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Entry>> {
+        self.store.get(key).await
+    }
+
+    async fn scan(&self, range: &KeyRange, page: PageRequest) -> Result<Page> {
+        if self.sabotage == Sabotage::DueEntriesNotScanned && range.start().starts_with(b"system/due/") {
+            return Ok(Page::default());
+        }
+        self.store.scan(range, page).await
+    }
+
+    async fn commit(&self, commit: &Commit) -> Result<Committed> {
+        let (first, second) = self.broken(commit);
+        if first.writes.is_empty() && first.appends.is_empty() {
+            return self.store.commit(commit).await;
+        }
+        let committed = self.store.commit(&first).await?;
+        if let Some(second) = second {
+            tokio::task::yield_now().await;
+            self.store.commit(&second).await?;
+        }
+        Ok(committed)
+    }
+
+    async fn read_log(&self, log: &Key, after: Position, limit: usize) -> Result<Vec<LogEntry>> {
+        self.store.read_log(log, after, limit).await
+    }
+
+    async fn trim_log(&self, log: &Key, through: Position) -> Result<()> {
+        self.store.trim_log(log, through).await
+    }
+
+    async fn changes(&self, prefix: &Key) -> Result<HintStream> {
+        self.store.changes(prefix).await
+    }
+}
+
+/// Reports every stop as done while it begins.
+#[derive(Debug)]
+struct EarlyRelease(Arc<dyn HostApi>);
+
+#[async_trait]
+impl HostApi for EarlyRelease {
+    async fn register(&self, request: &RegisterRequest) -> Result<Registered> {
+        self.0.register(request).await
+    }
+
+    async fn renew(&self, session: &HostSession) -> Result<Renewed> {
+        self.0.renew(session).await
+    }
+
+    async fn assignments(
+        &self,
+        session: &HostSession,
+        after: Option<IncarnationId>,
+        limit: usize,
+    ) -> Result<AssignmentsPage> {
+        self.0.assignments(session, after, limit).await
+    }
+
+    async fn changes(&self, session: &HostSession, after: &str, wait: Duration) -> Result<Changes> {
+        self.0.changes(session, after, wait).await
+    }
+
+    async fn report(&self, session: &HostSession, mut batch: ReportBatch) -> Result<Vec<ReportOutcome>> {
+        for report in batch.reports.iter_mut().filter(|report| report.state == IncarnationState::Stopping) {
+            report.state = IncarnationState::Stopped;
+            report.released = true;
+        }
+        self.0.report(session, batch).await
+    }
+}

@@ -1,0 +1,173 @@
+//! The calls.
+
+use std::time::Duration;
+
+use axum::Json as JsonAnswer;
+use axum::extract::State;
+use flames_clock::ClockExt;
+use flames_error::{Error, ErrorKind, Result};
+use flames_model::{IncarnationId, Labels, Reason, Report};
+use flames_service::{Register, ReportOutcome, codes};
+use flames_wire::host::{
+    Assigned, AssignmentsPage, Changes, HostSession, MAX_ASSIGNMENTS, MAX_REPORTS, RegisterRequest,
+    Registered, Renewed, ReportBatch, ReportOutcomes,
+};
+use http::HeaderMap;
+use serde::Deserialize;
+
+use crate::Host;
+use crate::answer::Failure;
+use crate::input::{Json, Parameters, Session, may_join};
+
+/// The longest text of a driver's description.
+const MAX_TEXT: usize = 256;
+/// The most endpoints of one report: as many as a VM has ports.
+const MAX_ENDPOINTS: usize = 32;
+
+type Answer<T> = std::result::Result<JsonAnswer<T>, Failure>;
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Runs a call for at most the configured time.
+async fn in_time<T>(
+    host: &Host,
+    call: impl Future<Output = Result<T>> + Send,
+) -> std::result::Result<T, Failure> {
+    let done = host.service.clock().timeout(host.config.timeout, call).await;
+    let late = |_| {
+        let error = Error::new(ErrorKind::OutcomeUnknown, "host.call", "the call took too long");
+        Err(error.with_code(codes::REQUEST_TIMEOUT))
+    };
+    done.unwrap_or_else(late).map_err(Failure)
+}
+
+pub(crate) async fn register(
+    State(host): State<Host>,
+    headers: HeaderMap,
+    Json(request): Json<RegisterRequest>,
+) -> Answer<Registered> {
+    may_join(&host, &headers)?;
+    let long = [&request.driver.name, &request.driver.acceleration]
+        .into_iter()
+        .chain(&request.driver.version)
+        .any(|text| text.len() > MAX_TEXT || text.chars().any(char::is_control));
+    if long {
+        let sentence = "A driver's texts are at most 256 bytes without control characters.";
+        return Err(Error::invalid("host.register", "driver", sentence)
+            .with_code(codes::INVALID_FIELD)
+            .into());
+    }
+    let labels = Labels::new(request.labels.pairs().clone(), "labels")
+        .map_err(|error| error.with_code(codes::INVALID_FIELD))?;
+    let register = Register {
+        id: request.id,
+        name: request.name,
+        capacity: request.capacity,
+        labels,
+        driver: request.driver,
+    };
+    let registered = in_time(&host, host.service.register_controller(register)).await?;
+    Ok(JsonAnswer(Registered {
+        session: HostSession {
+            controller: registered.session.controller,
+            session: registered.session.session,
+        },
+        lease_ms: milliseconds(registered.lease),
+        changes_from: registered.changes_from.to_string(),
+    }))
+}
+
+pub(crate) async fn renew(State(host): State<Host>, Session(session): Session) -> Answer<Renewed> {
+    let renewed = in_time(&host, host.service.renew_lease(&session)).await?;
+    Ok(JsonAnswer(Renewed { lease_ms: milliseconds(renewed.lease) }))
+}
+
+/// Which page.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AssignmentsQuery {
+    after: Option<IncarnationId>,
+    limit: Option<usize>,
+}
+
+pub(crate) async fn assignments(
+    State(host): State<Host>,
+    Session(session): Session,
+    Parameters(query): Parameters<AssignmentsQuery>,
+) -> Answer<AssignmentsPage> {
+    let limit = query.limit.unwrap_or(MAX_ASSIGNMENTS).clamp(1, MAX_ASSIGNMENTS);
+    let page = in_time(&host, host.service.host_assignments(&session, query.after, limit)).await?;
+    Ok(JsonAnswer(AssignmentsPage { items: page.items, next: page.next }))
+}
+
+/// From where on, and for how long.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ChangesQuery {
+    after: String,
+    wait_ms: u64,
+}
+
+pub(crate) async fn changes(
+    State(host): State<Host>,
+    Session(session): Session,
+    Parameters(query): Parameters<ChangesQuery>,
+) -> Answer<Changes> {
+    let after = query
+        .after
+        .parse()
+        .map_err(|error: Error| error.with_field("after").with_code(codes::INVALID_FIELD))?;
+    // The service cuts the wait to its longest one; its reads have deadlines of their own.
+    let changes = host.service.host_changes(&session, after, Duration::from_millis(query.wait_ms)).await?;
+    let assigned = |assigned: flames_service::Assigned| Assigned {
+        incarnation: assigned.incarnation,
+        assignment: assigned.assignment,
+    };
+    Ok(JsonAnswer(Changes {
+        changed: changes.changed.into_iter().map(assigned).collect(),
+        next: changes.next.to_string(),
+    }))
+}
+
+pub(crate) async fn reports(
+    State(host): State<Host>,
+    Session(session): Session,
+    Json(batch): Json<ReportBatch>,
+) -> Answer<ReportOutcomes> {
+    if batch.reports.len() > MAX_REPORTS {
+        let sentence = "A batch has at most 256 reports.";
+        return Err(Error::invalid("host.report", "reports", sentence)
+            .with_code(codes::INVALID_FIELD)
+            .into());
+    }
+    let mut outcomes = Vec::with_capacity(batch.reports.len());
+    for report in batch.reports {
+        let report = clean_report(report)?;
+        let outcome = match in_time(&host, host.service.report(&session, &report)).await {
+            Ok(ReportOutcome::Taken) => flames_wire::host::ReportOutcome::Taken,
+            Ok(ReportOutcome::Stale(_)) => flames_wire::host::ReportOutcome::Stale,
+            Ok(ReportOutcome::Unknown) => flames_wire::host::ReportOutcome::Unknown,
+            // One report too many of another's incarnation must not keep the others from being taken.
+            Err(Failure(error)) if error.kind() == ErrorKind::PermissionDenied => {
+                flames_wire::host::ReportOutcome::Forbidden
+            }
+            Err(failure) => return Err(failure),
+        };
+        outcomes.push(outcome);
+    }
+    Ok(JsonAnswer(ReportOutcomes { outcomes }))
+}
+
+/// A report whose texts are cut and cleaned, since part of them may come from a guest.
+///
+/// Errors: `InvalidInput` when it has more endpoints than a VM can have.
+pub fn clean_report(mut report: Report) -> Result<Report> {
+    if report.endpoints.len() > MAX_ENDPOINTS {
+        return Err(Error::invalid("host.report", "reports.endpoints", "A report has at most 32 endpoints.")
+            .with_code(codes::INVALID_FIELD));
+    }
+    report.reason = report.reason.map(|reason| Reason::new(reason.code, reason.message));
+    Ok(report)
+}

@@ -1,0 +1,89 @@
+//! `cargo xtask bench`: builds the harnesses of `benches/` and what they measure, and runs them.
+//!
+//! The harnesses judge ratios, never absolute times. The exit code is 1 when a bar was missed.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::process::{Ended, Supervisor};
+use crate::{Verdict, guest, workspace};
+
+const HARNESS: &str = "flames-bench-harness";
+
+#[derive(Args)]
+pub(crate) struct BenchArguments {
+    /// Which harness; none: each.
+    harness: Option<Harness>,
+    /// Print JSON in place of tables, one object for each harness.
+    #[arg(long)]
+    json: bool,
+    /// Passed to the harness: `cargo xtask bench api -- --rounds 5`.
+    #[arg(last = true, requires = "harness")]
+    rest: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Harness {
+    /// The HTTP API over the simulated driver, beside a bare handler of the same JSON.
+    Api,
+    /// From the request to a real guest's first byte of output, beside the same QEMU started by hand.
+    Boot,
+}
+
+impl Harness {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Boot => "boot",
+        }
+    }
+}
+
+/// Runs the harnesses one after the other.
+///
+/// # Errors
+/// When something cannot be built or measured, or the run was interrupted.
+pub(crate) fn run(arguments: &BenchArguments) -> Result<Verdict> {
+    let supervisor = Supervisor::start()?;
+    let harnesses = match arguments.harness {
+        Some(harness) => vec![harness],
+        None => vec![Harness::Api, Harness::Boot],
+    };
+    let mut verdict = Verdict::Passed;
+    for harness in harnesses {
+        let mut command = command(&supervisor, harness)?;
+        command.args(arguments.json.then_some("--json")).args(&arguments.rest);
+        match supervisor.run(&mut command)? {
+            Ended::Exited(0) => {}
+            Ended::Exited(1) => verdict = Verdict::Refused,
+            other => bail!("the harness `{}` could not measure: {other}", harness.name()),
+        }
+    }
+    Ok(verdict)
+}
+
+/// Builds what a harness needs.
+fn command(supervisor: &Supervisor, harness: Harness) -> Result<Command> {
+    let mut build = workspace::cargo();
+    // Always both: another choice of packages is another choice of features, with which everything would be built anew.
+    build.args(["build", "--release", "--package", HARNESS, "--package", "flames"]);
+    build.current_dir(workspace::root());
+    supervisor.run_to_success(&mut build)?;
+    let mut command = Command::new(released(HARNESS));
+    command.arg(harness.name());
+    if harness == Harness::Boot {
+        let agent = guest::build_agent(supervisor)?;
+        let Some(kernel) = guest::test_kernel(supervisor)? else {
+            bail!("no kernel for guests: set FLAMES_TEST_KERNEL");
+        };
+        command.arg("--flames").arg(released("flames")).arg("--agent").arg(agent).arg("--kernel").arg(kernel);
+    }
+    Ok(command)
+}
+
+fn released(program: &str) -> PathBuf {
+    workspace::target_folder().join("release").join(program)
+}
