@@ -393,6 +393,12 @@ mod tests {
         assert!(error.is::<Interrupted>(), "{error}");
         assert!(start.elapsed() < GRACE);
         assert!(supervisor.run(&mut shell("true")).unwrap_err().is::<Interrupted>());
+        // Signalled together, they die one after the other.
+        let dying = Instant::now();
+        while !living_descendants().is_empty() && dying.elapsed() < GRACE {
+            supervisor.reap();
+            std::thread::sleep(Duration::from_millis(10));
+        }
         assert_eq!(supervisor.end_leftovers(), [] as [&str; 0], "the group was to end with the signal");
     }
 

@@ -144,11 +144,18 @@ fn a_guest_reads_the_image_and_writes_to_its_own_layer() {
     expect(&boot(&kernel, &[], "microvm,acpi=off,pit=on,pic=on,rtc=on", ""));
 }
 
-/// Downloads from the archives of this machine's apt, so it runs only when asked for: `cargo nextest run --run-ignored all`.
+/// Whether what downloads from the archives of this machine's apt is to run: `cargo xtask test --full`.
+fn full(what: &str) -> bool {
+    let full = std::env::var_os("FLAMES_FULL").is_some();
+    if !full {
+        eprintln!("skipped: it {what} (`cargo xtask test --full` runs it)");
+    }
+    full
+}
+
 #[test]
-#[ignore = "downloads 27 MB with apt"]
 fn debian_s_kernel_loads_its_modules_in_the_order_given() {
-    if !have("qemu") || !have("busybox") {
+    if !full("downloads 27 MB with apt") || !have("qemu") || !have("busybox") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -172,11 +179,9 @@ fn debian_s_kernel_loads_its_modules_in_the_order_given() {
     expect(&console);
 }
 
-/// See above: this one downloads 40 MB and takes half a minute.
 #[test]
-#[ignore = "downloads the base system with apt"]
 fn a_base_image_is_made_from_debian_packages() {
-    if !have("mmdebstrap") {
+    if !full("downloads the base system with apt, 40 MB") || !have("mmdebstrap") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

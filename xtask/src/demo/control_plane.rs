@@ -18,6 +18,10 @@ const UP_LIMIT: Duration = Duration::from_secs(600);
 const END_LIMIT: Duration = Duration::from_secs(90);
 /// How often is looked whether it is up.
 const POLL: Duration = Duration::from_millis(50);
+/// How long it may serve before it has said so.
+const SAYS_SO: Duration = Duration::from_secs(1);
+/// How the part of what it says begins that tells a person how to go on.
+const HOW_TO_GO_ON: &str = "In another terminal";
 /// How much of a log is shown when something failed, in lines.
 const TAIL: usize = 25;
 /// Variables that would send the demo's commands elsewhere are not passed on; these say only how VMs are run.
@@ -95,6 +99,8 @@ impl ControlPlane {
         let mut log = File::open(log)?;
         let mut shown = 0;
         let deadline = Instant::now() + UP_LIMIT;
+        let mut serves_since = None;
+        let mut told = false;
         loop {
             // Looked at before the log, so that nothing it says before is missed.
             let ended = supervisor.end_of(&self.process);
@@ -105,15 +111,22 @@ impl ControlPlane {
             log.read_to_string(&mut news)?;
             let whole = news.rfind('\n').map_or("", |end| &news[..=end]);
             shown += whole.len() as u64;
-            // From here on it tells a person how to go on, which the demo does itself.
-            for line in whole.lines().take_while(|line| !line.starts_with("In another terminal")) {
-                println!("  {line}");
+            // How to go on is told by the demo itself.
+            for line in whole.lines() {
+                told |= line.starts_with(HOW_TO_GO_ON);
+                if !told {
+                    println!("  {line}");
+                }
             }
             if let Some(ended) = ended {
                 bail!("`flames up` has ended: {ended}");
             }
-            if serves && whole.is_empty() {
-                return Ok(());
+            if serves {
+                // It serves a moment before it says so.
+                let since = *serves_since.get_or_insert_with(Instant::now);
+                if told || since.elapsed() > SAYS_SO {
+                    return Ok(());
+                }
             }
             supervisor.check()?;
             ensure!(Instant::now() < deadline, "`flames up` was not up after {} s", UP_LIMIT.as_secs());

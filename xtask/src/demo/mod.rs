@@ -111,9 +111,9 @@ pub(crate) fn run(arguments: &DemoArguments) -> Result<Verdict> {
     let supervisor = Supervisor::start()?;
     let mut stages = Stages::default();
 
-    let first = !has_base(&folder.join("base"));
+    let asks_apt = !has_base(&folder.join("base")) || (from_debian && !folder.join("data/boot").is_dir());
     let needed = ["qemu", "xz", "mmdebstrap"];
-    stages.run("tools", || tools::require(&supervisor, &needed, first))?;
+    stages.run("tools", || tools::require(&supervisor, &needed, asks_apt))?;
     let kernel = if from_debian { named.clone() } else { named_kernel(&supervisor, named, &folder)? };
     let programs = stages.run("build", || build(&supervisor))?;
     let base = stages.run("base image", || make_base(&supervisor, &programs.base_maker, &folder))?;

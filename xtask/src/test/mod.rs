@@ -4,6 +4,7 @@
 //! - `FLAMES_GUEST_AGENT`: the static agent binary for guests;
 //! - `FLAMES_TEST_KERNEL`: the kernel for guests, when there is one;
 //! - `FLAMES_SCHEMATHESIS`: that program, when it is installed;
+//! - `FLAMES_FULL`: set by `--full`; what takes long or downloads much runs only then.
 //! - `FLAMES_REQUIRE`: under CI or `--full`, the names of all that is there, with commas (`qemu,kernel,agent,…`). A
 //!   suite that would skip for lack of one of these must fail instead;
 //! - `TMPDIR`: a folder of this run, removed at its end.
@@ -76,7 +77,10 @@ fn run_stages(arguments: &TestArguments, supervisor: &Supervisor, stages: &mut S
     if kernel.is_some() {
         tools.available.push("kernel");
     }
-    let environment = environment(&tools, &agent, kernel.as_deref(), arguments.full || is_ci())?;
+    let mut environment = environment(&tools, &agent, kernel.as_deref(), arguments.full || is_ci())?;
+    if arguments.full {
+        environment.push(("FLAMES_FULL", "1".into()));
+    }
 
     let nextest = |verb: &str| {
         let mut command = workspace::cargo();

@@ -23,7 +23,7 @@ use crate::guest::Guest;
 use crate::shared::{Live, Shared};
 
 /// How often a log, a console or a guest that boots is looked at for more.
-const POLL: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(10);
 /// How long a side that must send something may take.
 const STALL: Duration = Duration::from_secs(60);
 

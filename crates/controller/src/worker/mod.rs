@@ -316,6 +316,10 @@ impl Worker {
         let now = self.shared.clock.now();
         let Some(record) = &mut self.record else { return false };
         record.ending = Some(Ending { state, exit, reason: reason.clone() });
+        if state == IncarnationState::Stopped {
+            // A workload that ends by itself begins to end where it has ended.
+            record.timeline.entry(IncarnationState::Stopping).or_insert(now);
+        }
         record.timeline.entry(state).or_insert(now);
         if let Some(live) = self.shared.live().get_mut(&self.id) {
             live.exit = Some(exit);
