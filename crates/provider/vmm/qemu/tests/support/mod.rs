@@ -37,7 +37,7 @@ pub(crate) fn unavailable() -> Option<Unavailable> {
         );
     }
     if let Err(reason) = guest::kernel_source() {
-        return lacks("test-kernel", reason);
+        return lacks("kernel", reason);
     }
     None
 }
