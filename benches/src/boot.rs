@@ -51,6 +51,9 @@ pub(crate) struct BootArguments {
     /// The guests' kernel.
     #[arg(long, value_name = "FILE", env = "FLAMES_TEST_KERNEL")]
     kernel: PathBuf,
+    /// The folder of that kernel's modules, when the guest needs some.
+    #[arg(long, value_name = "DIR", env = "FLAMES_TEST_KERNEL_MODULES")]
+    kernel_modules: Option<PathBuf>,
     /// A static busybox, from which the guests' image is made.
     #[arg(long, value_name = "FILE", default_value = "/bin/busybox")]
     busybox: PathBuf,
@@ -148,6 +151,9 @@ impl Up {
             .arg(&arguments.agent)
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
+        if let Some(modules) = &arguments.kernel_modules {
+            command.arg("--kernel-modules").arg(modules);
+        }
         let mut command = Command::from(command);
         let mut child = command.kill_on_drop(true).spawn().context("flames cannot be started")?;
         let stdout = child.stdout.take().context("no output of flames")?.into_owned_fd()?;

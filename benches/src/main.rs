@@ -10,6 +10,8 @@
 mod api;
 mod boot;
 mod measure;
+#[cfg(feature = "providers")]
+mod providers;
 mod report;
 
 use std::process::ExitCode;
@@ -32,6 +34,13 @@ enum Harness {
     Api(WithOutput<api::ApiArguments>),
     /// From the request to a real guest's first byte of output, beside the same QEMU started by hand.
     Boot(WithOutput<boot::BootArguments>),
+    /// Each adapter beside its backend doing the same work by hand.
+    #[cfg(feature = "providers")]
+    Providers(WithOutput<providers::ProvidersArguments>),
+    /// The embedded proxy alone, for `providers` to measure from outside.
+    #[cfg(feature = "providers")]
+    #[command(hide = true)]
+    ProxyServer(providers::proxy::ServerArguments),
 }
 
 #[derive(Debug, Args)]
@@ -47,6 +56,10 @@ fn main() -> ExitCode {
     let (json, measured) = match CommandLine::parse().harness {
         Harness::Api(with) => (with.json, api::run(&with.arguments)),
         Harness::Boot(with) => (with.json, boot::run(&with.arguments)),
+        #[cfg(feature = "providers")]
+        Harness::Providers(with) => (with.json, providers::run(&with.arguments)),
+        #[cfg(feature = "providers")]
+        Harness::ProxyServer(arguments) => return providers::proxy::serve(&arguments),
     };
     match measured.and_then(|report| told(&report, json)) {
         Ok(true) => ExitCode::SUCCESS,

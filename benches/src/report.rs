@@ -1,5 +1,6 @@
 //! What a harness found: tables, and the bars that were set.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
@@ -43,7 +44,7 @@ pub(crate) enum Side {
 /// A ratio that was set as a goal.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Bar {
-    pub(crate) name: &'static str,
+    pub(crate) name: Cow<'static, str>,
     pub(crate) side: Side,
     pub(crate) bar: f64,
     pub(crate) measured: f64,
@@ -51,12 +52,12 @@ pub(crate) struct Bar {
 }
 
 impl Bar {
-    pub(crate) fn new(name: &'static str, side: Side, bar: f64, measured: f64) -> Self {
+    pub(crate) fn new(name: impl Into<Cow<'static, str>>, side: Side, bar: f64, measured: f64) -> Self {
         let passed = match side {
             Side::AtLeast => measured >= bar,
             Side::AtMost => measured <= bar,
         };
-        Self { name, side, bar, measured, passed }
+        Self { name: name.into(), side, bar, measured, passed }
     }
 }
 
@@ -69,6 +70,9 @@ pub(crate) struct Report {
     pub(crate) seconds: f64,
     pub(crate) sections: Vec<Section>,
     pub(crate) bars: Vec<Bar>,
+    /// What was not measured, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) skipped: Vec<String>,
 }
 
 impl Report {
@@ -79,7 +83,20 @@ impl Report {
         bars: Vec<Bar>,
     ) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { harness, processors, seconds: began.elapsed().as_secs_f64(), sections, bars }
+        Self {
+            harness,
+            processors,
+            seconds: began.elapsed().as_secs_f64(),
+            sections,
+            bars,
+            skipped: Vec::new(),
+        }
+    }
+
+    /// With what was not measured.
+    pub(crate) fn with_skipped(mut self, skipped: Vec<String>) -> Self {
+        self.skipped = skipped;
+        self
     }
 
     /// Whether every bar was met.
@@ -126,13 +143,17 @@ impl fmt::Display for Report {
             let sign = if bar.side == Side::AtLeast { "≥" } else { "≤" };
             let verdict = if bar.passed { "met" } else { "MISSED" };
             table.add_row([
-                Cell::new(bar.name),
+                Cell::new(&bar.name),
                 right(format!("{sign} {}", digits(bar.bar))),
                 right(digits(bar.measured)),
                 Cell::new(verdict),
             ]);
         }
-        write!(f, "\n{table}")
+        write!(f, "\n{table}")?;
+        for skipped in &self.skipped {
+            write!(f, "\n{skipped}")?;
+        }
+        Ok(())
     }
 }
 

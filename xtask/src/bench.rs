@@ -2,14 +2,16 @@
 //!
 //! The harnesses judge ratios, never absolute times. The exit code is 1 when a bar was missed.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::process::{Ended, Supervisor};
-use crate::{Verdict, guest, workspace};
+use crate::servers::ServerKind;
+use crate::{Verdict, guest, tools, workspace};
 
 const HARNESS: &str = "flames-bench-harness";
 
@@ -31,6 +33,8 @@ enum Harness {
     Api,
     /// From the request to a real guest's first byte of output, beside the same QEMU started by hand.
     Boot,
+    /// Each adapter beside its backend doing the same work by hand: SQL, JetStream, object_store, Redis, nginx, Caddy.
+    Providers,
 }
 
 impl Harness {
@@ -38,6 +42,7 @@ impl Harness {
         match self {
             Self::Api => "api",
             Self::Boot => "boot",
+            Self::Providers => "providers",
         }
     }
 }
@@ -50,7 +55,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Verdict> {
     let supervisor = Supervisor::start()?;
     let harnesses = match arguments.harness {
         Some(harness) => vec![harness],
-        None => vec![Harness::Api, Harness::Boot],
+        None => vec![Harness::Api, Harness::Boot, Harness::Providers],
     };
     let mut verdict = Verdict::Passed;
     for harness in harnesses {
@@ -70,18 +75,40 @@ fn command(supervisor: &Supervisor, harness: Harness) -> Result<Command> {
     let mut build = workspace::cargo();
     // Always both: another choice of packages is another choice of features, with which everything would be built anew.
     build.args(["build", "--release", "--package", HARNESS, "--package", "flames"]);
+    if harness == Harness::Providers {
+        build.args(["--features", "flames-bench-harness/providers"]);
+    }
     build.current_dir(workspace::root());
     supervisor.run_to_success(&mut build)?;
     let mut command = Command::new(released(HARNESS));
     command.arg(harness.name());
     if harness == Harness::Boot {
         let agent = guest::build_agent(supervisor)?;
-        let Some(kernel) = guest::test_kernel(supervisor)? else {
-            bail!("no kernel for guests: set FLAMES_TEST_KERNEL");
+        let kernel = match guest::test_kernel(supervisor)? {
+            Ok(kernel) => kernel,
+            Err(why) => bail!("no kernel for guests: {why}; set FLAMES_TEST_KERNEL"),
         };
-        command.arg("--flames").arg(released("flames")).arg("--agent").arg(agent).arg("--kernel").arg(kernel);
+        command.arg("--flames").arg(released("flames")).arg("--agent").arg(agent);
+        command.arg("--kernel").arg(kernel.kernel);
+        if let Some(modules) = kernel.modules {
+            command.arg("--kernel-modules").arg(modules);
+        }
+    }
+    if harness == Harness::Providers {
+        command.env("PATH", path_with_servers(supervisor)?);
     }
     Ok(command)
+}
+
+/// `PATH` with the folders of the servers that the harness starts. What cannot be installed is missing there, and the harness says so.
+fn path_with_servers(supervisor: &Supervisor) -> Result<OsString> {
+    for missing in tools::install_servers(supervisor, &ServerKind::ALL)? {
+        eprintln!("missing: {missing}");
+    }
+    let programs = ServerKind::ALL.into_iter().filter_map(|kind| kind.find().ok());
+    let own = programs.filter_map(|program| program.parent().map(Path::to_owned));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    Ok(std::env::join_paths(own.chain(std::env::split_paths(&path)))?)
 }
 
 fn released(program: &str) -> PathBuf {

@@ -1,11 +1,13 @@
 //! What goes into a test guest: the agent, and a kernel.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::{Echo, Supervisor};
+use crate::process::{Echo, Interrupted, Supervisor};
 use crate::workspace;
 
 /// The one target for which the agent is built.
@@ -16,6 +18,18 @@ const AGENT_BINARY: &str = "flames-guest-agent";
 
 /// Names the kernel for tests, when it is not the one beside the checkout.
 const KERNEL_VARIABLE: &str = "FLAMES_TEST_KERNEL";
+
+/// Names the folder of that kernel's modules, when a guest must load some.
+const MODULES_VARIABLE: &str = "FLAMES_TEST_KERNEL_MODULES";
+
+/// The word that stands for Debian's packaged kernel, as in `flames up --kernel debian`.
+pub(crate) const DEBIAN: &str = "debian";
+
+/// The program that fetches it.
+const KERNEL_FETCHER: &str = "flames-debian-kernel";
+
+/// 30 MB, also over a slow line.
+const FETCH_LIMIT: Duration = Duration::from_secs(360);
 
 /// Builds the guest agent as one static binary and returns its path.
 ///
@@ -47,23 +61,89 @@ pub(crate) fn executable_of(messages: &str, name: &str) -> Option<PathBuf> {
     })
 }
 
-/// The kernel for guests of tests: `FLAMES_TEST_KERNEL`, else the one that `../shared/guest-kernel` carries,
-/// unpacked once. `None` when there is neither; then suites that boot say that they skip.
+/// A kernel for guests of tests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TestKernel {
+    /// A vmlinux or bzImage.
+    pub(crate) kernel: PathBuf,
+    /// The folder of the modules that a guest must load, for a kernel that has not all of them built in.
+    pub(crate) modules: Option<PathBuf>,
+}
+
+impl TestKernel {
+    /// What suites read of it.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let modules = self.modules.as_ref().map(|folder| (MODULES_VARIABLE, folder.as_os_str().to_owned()));
+        [(KERNEL_VARIABLE, self.kernel.as_os_str().to_owned())].into_iter().chain(modules).collect()
+    }
+}
+
+/// The kernel for guests of tests: `FLAMES_TEST_KERNEL` (a file, with its modules in `FLAMES_TEST_KERNEL_MODULES` when it needs some; or
+/// `debian`), else the one that `../shared/guest-kernel` carries, unpacked once, else Debian's packaged one, fetched once.
+/// `None` when there is none of these, and why; then suites that boot say that they skip.
 ///
 /// # Errors
 /// When a kernel was named that is not there, or the packed one does not unpack.
-pub(crate) fn test_kernel(supervisor: &Supervisor) -> Result<Option<PathBuf>> {
+pub(crate) fn test_kernel(supervisor: &Supervisor) -> Result<Result<TestKernel, String>> {
+    let folder = workspace::target_folder().join("test-kernel");
     if let Some(named) = std::env::var_os(KERNEL_VARIABLE).map(PathBuf::from) {
+        if named == Path::new(DEBIAN) && !named.exists() {
+            return debian_kernel(supervisor, &folder).map(Ok);
+        }
         if !named.is_file() {
             bail!("{KERNEL_VARIABLE} names {}, which is not a file", named.display());
         }
-        return Ok(Some(std::path::absolute(named)?));
+        let modules = match std::env::var_os(MODULES_VARIABLE).map(PathBuf::from) {
+            Some(modules) if !modules.is_dir() => {
+                bail!("{MODULES_VARIABLE} names {}, which is not a folder", modules.display())
+            }
+            Some(modules) => Some(std::path::absolute(modules)?),
+            None => None,
+        };
+        return Ok(Ok(TestKernel { kernel: std::path::absolute(named)?, modules }));
     }
     let packed = workspace::root().join("../shared/guest-kernel/vmlinux-6.12-emulated.xz");
-    if !packed.is_file() {
-        return Ok(None);
+    if packed.is_file() {
+        let kernel = unpack(supervisor, &packed, &folder)?;
+        return Ok(Ok(TestKernel { kernel, modules: None }));
     }
-    unpack(supervisor, &packed, &workspace::target_folder().join("test-kernel")).map(Some)
+    // Not being able to fetch one is no reason to run none of the tests that need none.
+    match debian_kernel(supervisor, &folder) {
+        Err(error) if error.is::<Interrupted>() => Err(error),
+        fetched => Ok(fetched.map_err(|error| format!("{error:#}"))),
+    }
+}
+
+/// Debian's packaged kernel, fetched once into `folder` by the same code as `flames up --kernel debian`.
+///
+/// # Errors
+/// When apt has none, or it cannot be fetched.
+fn debian_kernel(supervisor: &Supervisor, folder: &Path) -> Result<TestKernel> {
+    let mut build = workspace::cargo();
+    build
+        .args(["build", "--package", "flames-image", "--bin", KERNEL_FETCHER])
+        .args(["--message-format", "json-render-diagnostics"])
+        .current_dir(workspace::root());
+    let (ended, messages) = supervisor.run_capturing(&mut build, Echo::No)?;
+    if !ended.success() {
+        bail!("{KERNEL_FETCHER} does not build: {ended}");
+    }
+    let fetcher = executable_of(&messages, KERNEL_FETCHER).context("the build made no fetcher of kernels")?;
+    let fetched = supervisor.within(FETCH_LIMIT, || {
+        let (ended, text) = supervisor.run_capturing(Command::new(fetcher).arg(folder), Echo::No)?;
+        if !ended.success() {
+            bail!("Debian's kernel cannot be fetched (it is told above why): {ended}");
+        }
+        Ok(text)
+    })?;
+    fetched_kernel(&fetched).context("what fetches Debian's kernel did not say where it is")
+}
+
+/// The two lines that `flames-debian-kernel` prints.
+fn fetched_kernel(text: &str) -> Option<TestKernel> {
+    let mut lines = text.lines();
+    let (kernel, modules) = (lines.next()?, lines.next()?);
+    Some(TestKernel { kernel: kernel.into(), modules: Some(modules.into()) })
 }
 
 /// Unpacks `packed`, an xz file, into `folder`, once for each state of `packed`.
@@ -104,5 +184,17 @@ mod tests {
         assert_eq!(found, Some(PathBuf::from("/t/agent/flames-guest-agent")));
         assert_eq!(executable_of(messages, "agent"), None);
         assert_eq!(executable_of("{\"reason\":\"build-finished\"}\nnot json\n", AGENT_BINARY), None);
+    }
+
+    #[test]
+    fn the_kernel_that_was_fetched_is_passed_on_with_its_modules() {
+        let kernel = fetched_kernel("/k/vmlinuz\n/k/modules\n").unwrap();
+        assert_eq!(
+            kernel.environment(),
+            [(KERNEL_VARIABLE, "/k/vmlinuz".into()), (MODULES_VARIABLE, "/k/modules".into())]
+        );
+        assert_eq!(fetched_kernel("/k/vmlinuz\n"), None);
+        let whole = TestKernel { kernel: "/k/vmlinux".into(), modules: None };
+        assert_eq!(whole.environment(), [(KERNEL_VARIABLE, "/k/vmlinux".into())]);
     }
 }

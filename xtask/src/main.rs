@@ -11,7 +11,9 @@ mod demo;
 mod guest;
 mod layers;
 mod process;
+mod servers;
 mod stages;
+mod support;
 mod test;
 mod tools;
 mod workspace;
@@ -39,6 +41,10 @@ enum Command {
     Demo(demo::DemoArguments),
     /// Install what is missing, build, and run every test, real virtual machines included.
     Test(test::TestArguments),
+    /// Start the real servers that adapters are tested against, for one command or until Ctrl-C.
+    Servers(servers::ServersArguments),
+    /// Write docs/support.md from the outcomes of the last `cargo xtask test`, or check it.
+    Support(support::SupportArguments),
     /// Measure Flames against the same without it; fails when a bar is missed.
     Bench(bench::BenchArguments),
 }
@@ -62,6 +68,8 @@ fn main() -> ExitCode {
         Command::DefaultTree(arguments) => default_tree::check(&arguments.path()),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Servers(arguments) => servers::run(&arguments),
+        Command::Support(arguments) => support::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };
     match result {

@@ -347,12 +347,14 @@ fn parse_stat(stat: &str) -> Option<Process> {
     })
 }
 
+/// A supervisor waits for any child of its process, so two cannot work at once in one, nor can it and who has children of
+/// its own.
+#[cfg(test)]
+pub(crate) static ALONE: Mutex<()> = Mutex::new(());
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A supervisor waits for any child of its process, so two cannot work at once in one.
-    static ALONE: Mutex<()> = Mutex::new(());
 
     fn shell(script: &str) -> Command {
         let mut command = Command::new("sh");

@@ -1,12 +1,16 @@
 //! The programs that a run needs beside Rust: what is missing is installed, and each line says what and why.
 
+mod python;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::process::Supervisor;
+use crate::servers::{ServerKind, Source};
 use crate::workspace;
+use python::{Installing, PythonEnvironment};
 
 /// One program of the system and the Debian package that has it.
 struct SystemProgram {
@@ -72,20 +76,137 @@ pub(crate) struct Tools {
     pub(crate) path_folders: Vec<PathBuf>,
 }
 
-/// Installs what is missing. Without the rights to do so, it says what to install, and the rest goes on without.
+/// Installs what is missing, servers included. Without the rights to do so, it says what to install, and the rest goes on
+/// without.
 ///
 /// # Errors
 /// When an installation that should work fails, or there is no nextest in the end.
 pub(crate) fn install(supervisor: &Supervisor) -> Result<Tools> {
     let mut tools = Tools::default();
-    install_system_programs(supervisor, &mut tools)?;
+    let environments = vec![
+        ("it sends hostile requests to the API", PythonEnvironment::new("schemathesis", vec![SCHEMATHESIS])),
+        (WHY_WHEELS, server_wheels(&ServerKind::ALL)),
+    ];
+    // PyPI while apt is at work, where Python is there already; and while cargo is.
+    let mut installing = Vec::new();
+    let mut waiting = environments;
+    if let Some(python) = python::python() {
+        installing = begin(supervisor, &python, std::mem::take(&mut waiting))?;
+    }
+    install_system_programs(supervisor, &mut tools, &ServerKind::ALL)?;
+    match python::python() {
+        Some(python) => installing.extend(begin(supervisor, &python, waiting)?),
+        None => tools.missing.extend(waiting.iter().map(|(why, environment)| {
+            format!("{} (PyPI), which needs python3 and python3-venv: {why}", environment.packages())
+        })),
+    }
     install_nextest(supervisor, &mut tools)?;
-    install_schemathesis(supervisor, &mut tools)?;
+    for installation in installing {
+        installation.finish(supervisor)?;
+    }
+    let schemathesis = tools_folder().join("schemathesis/bin/schemathesis");
+    if schemathesis.exists() {
+        if !works(Command::new(&schemathesis).arg("--version")) {
+            bail!("{} does not start", schemathesis.display());
+        }
+        tools.available.push("schemathesis");
+        tools.schemathesis = Some(schemathesis);
+    }
     println!("there: {}", tools.available.join(", "));
     for missing in &tools.missing {
         println!("missing: {missing}");
     }
     Ok(tools)
+}
+
+/// Installs these servers alone, and answers which are missing because there is no right to install them.
+///
+/// # Errors
+/// When an installation that should work fails.
+pub(crate) fn install_servers(supervisor: &Supervisor, wanted: &[ServerKind]) -> Result<Vec<String>> {
+    let environment = server_wheels(wanted);
+    let absent = absent_servers(wanted);
+    let mut packages: Vec<&str> = absent.iter().map(|(_, package)| *package).collect();
+    let needs_python = !environment.is_empty() && !environment.is_installed() && python::python().is_none();
+    if needs_python {
+        packages.push("python3-venv");
+    }
+    if !packages.is_empty() && may_install() {
+        tell_installation(&absent);
+        apt_install(supervisor, &packages)?;
+    }
+    let mut missing = Vec::new();
+    if !environment.is_empty() {
+        match python::python() {
+            Some(python) => {
+                for installation in begin(supervisor, &python, vec![(WHY_WHEELS, environment)])? {
+                    installation.finish(supervisor)?;
+                }
+            }
+            None => missing.push("the Debian package python3-venv".to_owned()),
+        }
+    }
+    missing.extend(
+        absent_servers(wanted)
+            .into_iter()
+            .map(|(kind, package)| format!("the Debian package {package}, which {}", kind.why())),
+    );
+    Ok(missing)
+}
+
+const WHY_WHEELS: &str = "they are servers that adapters are tested against";
+
+/// The environment with those of these servers that come from PyPI. All of them always, so that a run that wants one does not
+/// take away those of another; empty when none of these does.
+fn server_wheels(wanted: &[ServerKind]) -> PythonEnvironment {
+    let wheel = |kind: &ServerKind| match kind.source() {
+        Source::Wheel(wheel) => Some(wheel),
+        Source::Apt(_) => None,
+    };
+    let packages = if wanted.iter().any(|kind| wheel(kind).is_some()) {
+        ServerKind::ALL.iter().filter_map(wheel).collect()
+    } else {
+        vec![]
+    };
+    let environment = PythonEnvironment::new("servers", packages);
+    flames_test_servers::prefer_folder(environment.programs());
+    environment
+}
+
+/// Those that come from Debian and are not there, with their packages.
+fn absent_servers(wanted: &[ServerKind]) -> Vec<(ServerKind, &'static str)> {
+    let absent = |kind: &ServerKind| match kind.source() {
+        Source::Apt(package) => {
+            kind.find().is_err_and(|missing| missing.is_absent).then_some((*kind, package))
+        }
+        Source::Wheel(_) => None,
+    };
+    wanted.iter().filter_map(absent).collect()
+}
+
+fn tell_installation(servers: &[(ServerKind, &'static str)]) {
+    for (kind, package) in servers {
+        println!("installing {package} (apt; its service is not started): it {}", kind.why());
+    }
+}
+
+/// Begins those of these environments that are not installed yet.
+fn begin(
+    supervisor: &Supervisor,
+    python: &Path,
+    environments: Vec<(&'static str, PythonEnvironment)>,
+) -> Result<Vec<Installing>> {
+    let absent = environments.into_iter().filter(|(_, environment)| !environment.is_installed());
+    absent
+        .map(|(why, environment)| {
+            println!("installing {} (PyPI): {why}", environment.packages());
+            environment.begin(supervisor, python)
+        })
+        .collect()
+}
+
+fn may_install() -> bool {
+    rustix::process::geteuid().is_root() && find("apt-get").is_some()
 }
 
 /// Installs those of the system's programs that are named (as in [`SystemProgram::requirement`]) and missing, and has
@@ -96,7 +217,7 @@ pub(crate) fn install(supervisor: &Supervisor) -> Result<Tools> {
 pub(crate) fn require(supervisor: &Supervisor, names: &[&str], lists: bool) -> Result<()> {
     let wanted = || SYSTEM_PROGRAMS.iter().filter(|program| names.contains(&program.requirement));
     let absent: Vec<&SystemProgram> = wanted().filter(|program| find(program.program).is_none()).collect();
-    let may_install = rustix::process::geteuid().is_root() && find("apt-get").is_some();
+    let may_install = may_install();
     if !absent.is_empty() {
         let packages: Vec<&str> = absent.iter().map(|program| program.package).collect();
         for program in &absent {
@@ -125,15 +246,21 @@ pub(crate) fn require(supervisor: &Supervisor, names: &[&str], lists: bool) -> R
     Ok(())
 }
 
-fn install_system_programs(supervisor: &Supervisor, tools: &mut Tools) -> Result<()> {
+fn install_system_programs(supervisor: &Supervisor, tools: &mut Tools, servers: &[ServerKind]) -> Result<()> {
     let absent: Vec<&SystemProgram> =
         SYSTEM_PROGRAMS.iter().filter(|program| find(program.program).is_none()).collect();
-    let packages: Vec<&str> = absent.iter().map(|program| program.package).collect();
-    if !absent.is_empty() {
-        if rustix::process::geteuid().is_root() && find("apt-get").is_some() {
+    let absent_of_servers = absent_servers(servers);
+    let mut packages: Vec<&str> = absent.iter().map(|program| program.package).collect();
+    packages.extend(absent_of_servers.iter().map(|(_, package)| *package));
+    if python::python().is_none() {
+        packages.push("python3-venv");
+    }
+    if !packages.is_empty() {
+        if may_install() {
             for program in &absent {
                 println!("installing {} (apt): it {}", program.package, program.why);
             }
+            tell_installation(&absent_of_servers);
             apt_install(supervisor, &packages)?;
         } else {
             println!(
@@ -151,6 +278,9 @@ fn install_system_programs(supervisor: &Supervisor, tools: &mut Tools) -> Result
                 .push(format!("{} (package {}), which {}", program.program, program.package, program.why));
         }
     }
+    for (kind, package) in absent_servers(servers) {
+        tools.missing.push(format!("{} (package {package}), which {}", kind.name(), kind.why()));
+    }
     Ok(())
 }
 
@@ -158,6 +288,9 @@ fn apt(arguments: &[&str]) -> Command {
     let mut command = Command::new("apt-get");
     command.args(["-qq", "-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=300"]).args(arguments);
     command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null());
+    // A package with a server would start it, on its usual port: systemctl then only notes that it is enabled (systemd's
+    // ENVIRONMENT.md), and in runlevel 1 no init script is due (runlevel(8) answers what this variable says).
+    command.env("SYSTEMD_OFFLINE", "1").env("RUNLEVEL", "1");
     command
 }
 
@@ -189,41 +322,9 @@ fn install_nextest(supervisor: &Supervisor, tools: &mut Tools) -> Result<()> {
     Ok(())
 }
 
-fn install_schemathesis(supervisor: &Supervisor, tools: &mut Tools) -> Result<()> {
-    let Some(python) = find("python3") else {
-        tools.missing.push(format!("{SCHEMATHESIS}, which needs python3"));
-        return Ok(());
-    };
-    let environment = tools_folder().join("schemathesis");
-    let program = environment.join("bin/schemathesis");
-    // Written last, so an installation that was interrupted is done again.
-    let marker = environment.join("installed");
-    let installed = std::fs::read_to_string(&marker).is_ok_and(|version| version == SCHEMATHESIS);
-    if !installed || !works(Command::new(&program).arg("--version")) {
-        println!("installing {SCHEMATHESIS} (PyPI): it sends hostile requests to the API");
-        if !works(Command::new(&python).args(["-c", "import ensurepip, venv"])) {
-            if !(rustix::process::geteuid().is_root() && find("apt-get").is_some()) {
-                tools.missing.push(format!("{SCHEMATHESIS}, which needs the Debian package python3-venv"));
-                return Ok(());
-            }
-            println!("installing python3-venv (apt): it keeps schemathesis out of the system's Python");
-            apt_install(supervisor, &["python3-venv"])?;
-        }
-        supervisor.run_to_success(Command::new(&python).args(["-m", "venv", "--clear"]).arg(&environment))?;
-        supervisor.run_to_success(Command::new(environment.join("bin/pip")).args([
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            SCHEMATHESIS,
-        ]))?;
-        std::fs::write(&marker, SCHEMATHESIS).context("cannot write into the virtual environment")?;
-    }
-    if !works(Command::new(&program).arg("--version")) {
-        bail!("{} does not start", program.display());
-    }
-    tools.available.push("schemathesis");
-    tools.schemathesis = Some(program);
-    Ok(())
+/// The version of the QEMU that tests find, when there is one.
+pub(crate) fn qemu_version() -> Option<String> {
+    flames_test_servers::program_version("qemu", &find("qemu-system-x86_64")?, "--version").ok()
 }
 
 fn tools_folder() -> PathBuf {

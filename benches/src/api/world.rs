@@ -125,6 +125,7 @@ impl World {
             blobs,
             importer: Arc::new(NoImports),
             links: Arc::new(NoLinks),
+            urls: Arc::new(flames_service::NoUrls),
             clock: clock.clone(),
             ids: ids.clone(),
             random: random.clone(),

@@ -33,17 +33,23 @@ pub(crate) fn streaming(stream: impl Stream<Item = Result<Bytes>> + Send + 'stat
 
 async fn collect(operation: &'static str, body: ResponseBody, limit: usize) -> Result<Bytes> {
     let mut chunks = body.into_data_stream();
-    let mut collected = BytesMut::new();
+    // A short answer is one chunk, and is not copied.
+    let (mut first, mut collected) = (Bytes::new(), BytesMut::new());
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| {
             Error::unavailable(operation, "the answer could not be read").with_source(error)
         })?;
-        if collected.len() + chunk.len() > limit {
+        if first.len() + collected.len() + chunk.len() > limit {
             return Err(Error::new(ErrorKind::Corrupt, operation, "the server's answer is too long"));
         }
+        if first.is_empty() && collected.is_empty() {
+            first = chunk;
+            continue;
+        }
+        collected.extend_from_slice(&std::mem::take(&mut first));
         collected.extend_from_slice(&chunk);
     }
-    Ok(collected.freeze())
+    Ok(if collected.is_empty() { first } else { collected.freeze() })
 }
 
 pub(crate) async fn read_json<T: DeserializeOwned>(operation: &'static str, body: ResponseBody) -> Result<T> {

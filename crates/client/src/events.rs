@@ -16,6 +16,8 @@ use crate::client::Client;
 pub type EventStream = BoxStream<'static, Result<Event>>;
 
 const OPERATION: &str = "client.follow_events";
+const EVENTS: &str = "/v1/events";
+const CONTROLLER_EVENTS: &str = "/v1/controllers/events";
 /// The waits before a connection that broke is made again.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -24,6 +26,7 @@ const SILENCE: Duration = Duration::from_secs(45);
 
 struct Follower {
     client: Client,
+    path: &'static str,
     after: Option<String>,
     connection: Option<BoxStream<'static, Result<String>>>,
     message: Message,
@@ -42,7 +45,12 @@ struct Message {
 impl Client {
     /// A page of events.
     pub async fn list_events(&self, query: &EventQuery) -> Result<EventList> {
-        self.call("client.list_events", Method::GET, "/v1/events".to_owned()).query(query)?.read().await
+        self.call("client.list_events", Method::GET, EVENTS.to_owned()).query(query)?.read().await
+    }
+
+    /// A page of the events of controllers.
+    pub async fn list_controller_events(&self, query: &EventQuery) -> Result<EventList> {
+        self.call("client.list_events", Method::GET, CONTROLLER_EVENTS.to_owned()).query(query)?.read().await
     }
 
     /// Events behind `after` (a position, `newest`, or none: from the oldest one kept), and each further one as it comes. A connection
@@ -50,8 +58,18 @@ impl Client {
     ///
     /// Ends with an error that a new connection cannot mend, or after `attempts` failed connections in a row.
     pub fn follow_events(&self, after: Option<String>, attempts: u32) -> EventStream {
+        self.follow(EVENTS, after, attempts)
+    }
+
+    /// Events of controllers, as [`Client::follow_events`].
+    pub fn follow_controller_events(&self, after: Option<String>, attempts: u32) -> EventStream {
+        self.follow(CONTROLLER_EVENTS, after, attempts)
+    }
+
+    fn follow(&self, path: &'static str, after: Option<String>, attempts: u32) -> EventStream {
         let follower = Follower {
             client: self.clone(),
+            path,
             after,
             connection: None,
             message: Message::default(),
@@ -111,7 +129,7 @@ impl Follower {
     async fn connect(&mut self) -> Result<BoxStream<'static, Result<String>>> {
         self.message = Message::default();
         let query = EventQuery { after: self.after.clone(), follow: true, limit: None };
-        let mut call = self.client.call(OPERATION, Method::GET, "/v1/events".to_owned());
+        let mut call = self.client.call(OPERATION, Method::GET, self.path.to_owned());
         if let Some(position) = self.after.as_deref().filter(|after| *after != "newest")
             && let Ok(value) = HeaderValue::from_str(position)
         {

@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use flames_blob::BlobStore;
@@ -29,7 +30,18 @@ pub trait Artefacts: Debug + Send + Sync + 'static {
     ///
     /// Errors: `Exhausted` when the disk is full; `Conflict` when one of another size is there; `Unavailable`.
     async fn writable_layer(&self, path: &Path, size_bytes: u64) -> Result<()>;
+
+    /// Removes what was made local and is not needed any more: what no manifest of `needed` names, after a grace period within which
+    /// it was not asked for. A file that a machine has open stays as it is for that machine.
+    ///
+    /// Errors: `Unavailable`; the rest is swept the next time.
+    async fn sweep(&self, needed: &[ImageManifest]) -> Result<()>;
 }
+
+/// How long what no incarnation needs stays local at least: longer than from looking at what is needed to removing the rest.
+const GRACE: Duration = Duration::from_secs(10 * 60);
+/// How long it stays while its image is still in the BlobStore, for the next VM made from it.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// The real ones: images from a BlobStore, kept by digest; kernel and initramfs from files.
 #[derive(Debug)]
@@ -52,6 +64,14 @@ impl LocalArtefacts {
         Ok(Self { images: LocalImages::open(blobs, folder)?, default_kernel, initramfs })
     }
 }
+
+// Every disk that can be asked for can be made.
+const _: () = {
+    use flames_image::writable::{LEAST_BYTES, MOST_BYTES};
+    use flames_model::ControllerLimits;
+    assert!(ControllerLimits::MIN_ROOT_DISK_MIB * 1024 * 1024 >= LEAST_BYTES);
+    assert!(ControllerLimits::MAX_ROOT_DISK_MIB * 1024 * 1024 <= MOST_BYTES);
+};
 
 /// The artefact that a manifest speaks of: root file systems are stored compressed, kernels as they are (`flames-image`'s ImageStore).
 fn artefact(manifest: &ImageManifest) -> Result<Artefact> {
@@ -102,9 +122,18 @@ impl Artefacts for LocalArtefacts {
             .with_user_message("The host's initramfs with the guest agent is missing. See `flames doctor`."))
     }
 
+    async fn sweep(&self, needed: &[ImageManifest]) -> Result<()> {
+        // A manifest that is damaged names nothing that could be here.
+        let needed: Vec<_> = needed.iter().filter_map(|manifest| artefact(manifest).ok()).collect();
+        let removed = self.images.sweep(&needed, GRACE, KEPT).await?;
+        if removed > 0 {
+            tracing::info!(removed, "bytes of images that no VM here needs were removed");
+        }
+        Ok(())
+    }
+
     async fn writable_layer(&self, path: &Path, size_bytes: u64) -> Result<()> {
-        // The smallest file system that can be made is larger than the smallest disk that can be asked for.
-        let size = size_bytes.max(flames_image::writable::LEAST_BYTES).next_multiple_of(4096);
+        let size = size_bytes.next_multiple_of(4096);
         let path = path.to_owned();
         blocking(move || flames_image::writable::ensure(&path, size)).await
     }
@@ -167,9 +196,9 @@ mod tests {
             Arc::new(MemoryBlobStore::new(Arc::new(flames_clock::SystemClock::new())));
         let local = LocalArtefacts::open(blobs, folder.path().join("images"), None, None).unwrap();
         let path = folder.path().join("disk.ext4");
-        local.writable_layer(&path, 16 << 20).await.unwrap();
+        local.writable_layer(&path, 32 << 20).await.unwrap();
         let made = std::fs::metadata(&path).unwrap().modified().unwrap();
-        local.writable_layer(&path, 16 << 20).await.unwrap();
+        local.writable_layer(&path, 32 << 20).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), made);
         assert_eq!(local.writable_layer(&path, 64 << 20).await.unwrap_err().kind(), ErrorKind::Conflict);
     }

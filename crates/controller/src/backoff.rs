@@ -16,7 +16,11 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new(timings: &Timings) -> Self {
-        Self { first: timings.backoff_first, most: timings.backoff_most, next: timings.backoff_first }
+        Self::between(timings.backoff_first, timings.backoff_most)
+    }
+
+    pub(crate) fn between(first: Duration, most: Duration) -> Self {
+        Self { first, most, next: first }
     }
 
     /// The next wait.

@@ -6,6 +6,7 @@
 //! * `supervisor` keeps the books: it takes up what an earlier process left, and gives each incarnation that has something to do a
 //!   `worker`, which brings its machine to what is wanted.
 //! * `report` carries what the workers say to the control plane, and keeps the newest of it while that cannot be reached.
+//! * `sweep` has what was made local removed when no VM here needs it.
 //! * [`GuestStreams`] serves exec, attach, files, logs, consoles and TCP connections.
 //!
 //! It can be stopped at any await and started again over the same [`HostFolder`]: VMs run on. Only the control plane's word ends a VM,
@@ -26,6 +27,7 @@ mod session;
 mod shared;
 mod streams;
 mod supervisor;
+mod sweep;
 mod worker;
 
 pub use artefacts::{Artefacts, LocalArtefacts};

@@ -120,7 +120,7 @@ pub(crate) fn workload(assignment: &Assignment) -> WorkloadConfig {
         working_directory: spec.working_directory.clone().or_else(|| image.working_directory.clone()),
         user: spec.user.clone().or_else(|| image.user.clone()),
         tty: spec.tty,
-        stdin: false,
+        stdin: spec.stdin,
     }
 }
 

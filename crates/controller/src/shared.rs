@@ -27,6 +27,24 @@ pub(crate) struct Live {
     pub(crate) guest: Option<watch::Receiver<GuestView>>,
     /// How its run ended, when it has.
     pub(crate) exit: Option<Exit>,
+    /// Told of each change of the above, and of each write to its log.
+    changes: watch::Sender<()>,
+}
+
+impl Live {
+    pub(crate) fn new(name: IncarnationName, exit: Option<Exit>) -> Self {
+        Self { name, guest: None, exit, changes: watch::Sender::new(()) }
+    }
+
+    /// Says that something changed.
+    pub(crate) fn changed(&self) {
+        self.changes.send_replace(());
+    }
+
+    /// Hears of what changes from now on. To be had before what may change is read.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
 }
 
 #[derive(Debug)]
@@ -78,6 +96,13 @@ impl Shared {
 
     pub(crate) fn live(&self) -> MutexGuard<'_, BTreeMap<IncarnationId, Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that a log was written, or that a session with a guest's agent came up or went.
+    pub(crate) fn live_changed(&self, id: IncarnationId) {
+        if let Some(live) = self.live().get(&id) {
+            live.changed();
+        }
     }
 
     /// A call of the driver, with the deadline that each has, and `more` on top.

@@ -68,6 +68,9 @@ pub(crate) struct Supervisor {
     assigned: Option<BTreeSet<IncarnationId>>,
     /// The disks that were named as nobody's last.
     orphaned_disks: Vec<VmId>,
+    /// Notified when something on this host may be needed no more.
+    freed: Arc<Notify>,
+    sweeper: JoinSet<()>,
 }
 
 impl Supervisor {
@@ -89,6 +92,8 @@ impl Supervisor {
             strays: BTreeMap::new(),
             assigned: None,
             orphaned_disks: Vec::new(),
+            freed: Arc::default(),
+            sweeper: JoinSet::new(),
         }
     }
 
@@ -99,11 +104,13 @@ impl Supervisor {
             () = until(stop) => {}
             () = self.work() => {}
         }
+        self.sweeper.shutdown().await;
         self.workers.shutdown().await;
     }
 
     async fn work(&mut self) {
         self.adopt().await;
+        self.sweeper.spawn(crate::sweep::run(Arc::clone(&self.shared), Arc::clone(&self.freed)));
         let mut exits = None;
         let shared = Arc::clone(&self.shared);
         let mut draining = shared.draining.subscribe();
@@ -189,7 +196,7 @@ impl Supervisor {
     /// Lets streams find it.
     fn announce(&self, id: IncarnationId, exit: Option<flames_model::Exit>) {
         if let Ok(name) = IncarnationName::new(id.to_string()) {
-            self.shared.live().insert(id, Live { name, guest: None, exit });
+            self.shared.live().insert(id, Live::new(name, exit));
         }
     }
 
@@ -329,6 +336,7 @@ impl Supervisor {
                     self.strays.remove(&id);
                     self.shared.live().remove(&id);
                     self.shared.reports.forget(id);
+                    self.freed.notify_one();
                     return;
                 }
                 let Some(entry) = self.entries.get_mut(&id) else { return };

@@ -132,6 +132,9 @@ impl Artefacts for NoArtefacts {
         std::fs::write(path, "layer")
             .map_err(|error| Error::unavailable("test", "the layer was not written").with_source(error))
     }
+    async fn sweep(&self, _needed: &[ImageManifest]) -> Result<()> {
+        Ok(())
+    }
 }
 
 fn assignment(controller: ControllerId, script: &str) -> Assignment {

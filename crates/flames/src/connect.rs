@@ -30,10 +30,20 @@ pub(crate) struct Api {
 
 /// The data folder that is meant.
 pub(crate) fn data_folder(global: &Global) -> Result<DataFolder, Failure> {
-    global.data.clone().or_else(data::default_path).map(DataFolder::at).ok_or_else(|| {
+    let named = match &global.data {
+        Some(data) => Some(data.clone()),
+        None => crate::config::data_of_file(global)?,
+    };
+    named.or_else(data::default_path).map(DataFolder::at).ok_or_else(|| {
         Failure::usage("Neither HOME nor XDG_DATA_HOME says where data is kept.")
             .advise("Name a folder with --data or FLAMES_DATA.")
     })
+}
+
+/// Whether a `flames up` serves from this folder.
+pub(crate) fn is_up(folder: &DataFolder) -> bool {
+    let api = folder.api().ok().flatten();
+    api.is_some_and(|api| Path::new("/proc").join(api.pid.to_string()).exists())
 }
 
 /// The way to the API that is meant: `--api`, else what the data folder says. Nothing is sent yet.

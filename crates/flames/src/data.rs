@@ -8,6 +8,7 @@
 //! ├─ api.json               where the API is, while it is served, 0600
 //! ├─ api.sock               the API's unix socket, 0600
 //! ├─ state.sqlite           records
+//! ├─ queue.sqlite           what is to be looked at
 //! ├─ blobs/                 images, compressed
 //! ├─ images/                images, as machines use them
 //! ├─ boot/                  initramfs and kernels that were made or fetched
@@ -122,8 +123,7 @@ impl DataFolder {
     /// Fails when another process works here, when a newer version of Flames made it, or when others may write to it.
     pub(crate) fn lock(self) -> Result<LockedFolder, Failure> {
         let shown = self.path.display().to_string();
-        let cannot =
-            |error: io::Error| Failure::io(format!("The data folder {shown} cannot be used"), &error);
+        let cannot = |error: io::Error| unusable(&shown, &error);
         DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(cannot)?;
         let path = fs::canonicalize(&self.path).map_err(cannot)?;
         let folder = Self { path };
@@ -145,10 +145,7 @@ impl DataFolder {
             )
             .advise("Stop it first, or give this one another folder with --data."));
         }
-        folder.check_version().map_err(|failure| match failure {
-            Ok(refused) => refused,
-            Err(error) => cannot(error),
-        })?;
+        folder.check_version()?;
         // What the process before left says where it was, not where this one is.
         remove_file(&folder.join("api.json")).map_err(cannot)?;
         Ok(LockedFolder { folder, _lock: lock })
@@ -159,11 +156,10 @@ impl DataFolder {
             .map_err(|error| Failure::io("The data folder cannot be read", &error))?;
         let own = rustix::process::geteuid().as_raw();
         if metadata.uid() != own {
-            return Err(Failure::failed(format!(
-                "The data folder {} belongs to another user.",
+            return Err(Failure::usage(format!(
+                "setting `data`: the folder {} belongs to another user. Give one of your own with --data or FLAMES_DATA.",
                 self.path.display()
-            ))
-            .advise("Give one of your own with --data."));
+            )));
         }
         if metadata.mode() & 0o077 != 0 {
             fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700))
@@ -172,32 +168,71 @@ impl DataFolder {
         Ok(())
     }
 
-    fn check_version(&self) -> Result<(), Result<Failure, io::Error>> {
-        let path = self.join("version");
-        let found: Version = match read_small(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| Err(error.into()))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let bytes =
-                    serde_json::to_vec(&Version { schema: SCHEMA }).map_err(|error| Err(error.into()))?;
-                return write_private(&path, &bytes).map_err(Err);
-            }
-            Err(error) => return Err(Err(error)),
-        };
-        if found.schema <= SCHEMA {
+    /// Says which schema the folder has, where it does not say so yet; refuses a newer one.
+    fn check_version(&self) -> Result<(), Failure> {
+        if self.check_version_only()? {
             return Ok(());
         }
-        Err(Ok(Failure::failed(format!(
-            "The data folder {} was made by a newer version of Flames (schema {}, this one knows {SCHEMA}).",
-            self.path.display(),
-            found.schema
-        ))
-        .advise("Use that version, or give another folder with --data.")))
+        let written = serde_json::to_vec(&Version { schema: SCHEMA })
+            .map_err(io::Error::from)
+            .and_then(|bytes| write_private(&self.join("version"), &bytes));
+        written.map_err(|error| unusable(&self.path.display().to_string(), &error))
     }
+
+    /// Whether the folder says which schema it has, without changing it. Fails when that is newer than this version's.
+    pub(crate) fn check_version_only(&self) -> Result<bool, Failure> {
+        let (shown, path) = (self.path.display().to_string(), self.join("version"));
+        let found: Version = match read_small(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|_| damaged(&path))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(unusable(&shown, &error)),
+        };
+        if found.schema <= SCHEMA {
+            return Ok(true);
+        }
+        Err(Failure::usage(format!(
+            "setting `data`: the folder {shown} was made by a newer version of Flames (schema {}; this version knows up to {SCHEMA}). Nothing \
+             was changed. Use that version, or give another folder with --data or FLAMES_DATA.",
+            found.schema
+        )))
+    }
+}
+
+fn damaged(version: &Path) -> Failure {
+    Failure::failed(format!(
+        "The file {} is damaged: it does not say which version of Flames made the folder.",
+        version.display()
+    ))
+    .advise(format!("If that was this version, write {{\"schema\":{SCHEMA}}} into it."))
+}
+
+/// The failure of a data folder that cannot be used: one line with what to do.
+fn unusable(shown: &str, error: &io::Error) -> Failure {
+    let advice = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "Make room there",
+        io::ErrorKind::ReadOnlyFilesystem => "Mount it writable",
+        io::ErrorKind::PermissionDenied => "Let this user write to it",
+        _ => "Correct what is there",
+    };
+    Failure::usage(format!(
+        "setting `data`: the folder {shown} cannot be used: {error}. {advice}, or give another folder with --data or FLAMES_DATA."
+    ))
 }
 
 impl LockedFolder {
     pub(crate) fn folder(&self) -> &DataFolder {
         &self.folder
+    }
+
+    /// Removes a folder that this process has just made, so that a start that was refused leaves nothing; but not once a host has begun
+    /// to work in it.
+    pub(crate) fn remove_unused(self) {
+        if ["boot", "controller", "machines"].iter().any(|name| self.folder.join(name).exists()) {
+            return;
+        }
+        if let Err(error) = fs::remove_dir_all(self.folder.path()) {
+            tracing::warn!(path = %self.folder.path().display(), %error, "a folder of no use could not be removed");
+        }
     }
 
     /// A folder in it, made (0700) where it is not there.
@@ -332,6 +367,9 @@ mod tests {
         fs::write(path.join("version"), r#"{"schema":2}"#).unwrap();
         let refused = DataFolder::at(&path).lock().unwrap_err();
         assert!(refused.message.contains("newer version"), "{}", refused.message);
+        fs::write(path.join("version"), "{{{").unwrap();
+        let refused = DataFolder::at(&path).lock().unwrap_err();
+        assert!(refused.message.contains("/version is damaged"), "{}", refused.message);
     }
 
     #[test]

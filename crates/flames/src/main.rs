@@ -3,12 +3,14 @@
 mod args;
 mod attached;
 mod commands;
+mod config;
 mod connect;
 mod data;
 mod exit;
 mod output;
 mod pack;
 mod progress;
+mod providers;
 #[cfg(feature = "simulated")]
 mod simulated;
 mod terminal;
@@ -52,7 +54,11 @@ fn main() -> ExitCode {
 /// Where pages about errors are served.
 fn docs(arguments: &Arguments) -> Option<String> {
     match &arguments.command {
-        Command::Up(_) | Command::Completions { .. } | Command::ConvertImage => None,
+        Command::Up(_)
+        | Command::Config { .. }
+        | Command::Db { .. }
+        | Command::Completions { .. }
+        | Command::ConvertImage => None,
         _ => connect::find(&arguments.global).ok().and_then(|api| api.pages),
     }
 }

@@ -98,6 +98,31 @@ fn ctrl_c_reaches_the_workload_as_sigint() {
 }
 
 #[test]
+fn run_passes_its_standard_input_to_the_workload_until_its_end() {
+    let installation = with_image();
+    let said = finish(&mut installation.command(&["-q", "run", "--rm", "-i", "test", "--", "cat"]), b"hi\n");
+    assert_eq!(said.ok(), "hi\n");
+    let said = finish(&mut installation.command(&["-q", "run", "--rm", "-i", "test", "--", "cat"]), b"");
+    assert_eq!(said.ok(), "", "an input that is empty ends too");
+    let said = finish(&mut installation.command(&["-q", "run", "--rm", "test", "--", "cat"]), b"unread\n");
+    assert_eq!(said.ok(), "", "without -i the workload has none");
+    let said = finish(&mut installation.command(&["-q", "run", "-i", "test", "--", "exit", "3"]), b"late");
+    said.failed(3);
+}
+
+#[test]
+fn what_happened_to_hosts_is_shown_apart() {
+    let installation = with_image();
+    let events = installation.run(&["--json", "events", "--controllers"]).ok();
+    assert!(events.contains("controller_registered") && !events.contains("image_imported"), "{events}");
+    installation.run(&["controllers", "cordon", "local"]).ok();
+    let events = installation.run(&["events", "--controllers"]).ok();
+    assert!(events.contains("controller cordoned"), "{events}");
+    assert!(!installation.run(&["events"]).ok().contains("controller"));
+    installation.run(&["events", "--controllers", "--vm", "x"]).failed(2);
+}
+
+#[test]
 fn exec_has_its_own_input_output_and_exit_code() {
     let installation = with_vm("x");
     assert_eq!(installation.run(&["exec", "x", "--", "echo", "in", "there"]).ok(), "in there\n");
@@ -219,7 +244,7 @@ fn what_is_not_allowed_names_the_field_and_leaves_no_vm() {
     refused(&["--label", "a=\u{7}", "test"], "labels");
     refused(&["-p", "0", "test"], "1 to 65535");
     refused(&["--secret-env", "A=b", "test"], "environment");
-    refused(&["-i", "test"], "--tty");
+    refused(&["-i", "-d", "test"], "--detach");
     let said = installation.run(&["run", "nosuch"]).failed(3);
     assert!(said.contains("flames image import"), "{said}");
     let said = installation.run(&["run", "--kernel", "test", "test"]).failed(2);

@@ -1,4 +1,5 @@
-//! The real binary with real guests: QEMU, a kernel (`FLAMES_TEST_KERNEL`), the agent (`FLAMES_GUEST_AGENT`) and busybox as the user land.
+//! The real binary with real guests: QEMU, a kernel (`FLAMES_TEST_KERNEL`, with its modules in
+//! `FLAMES_TEST_KERNEL_MODULES` when it needs some), the agent (`FLAMES_GUEST_AGENT`) and busybox as the user land.
 
 // A case fails by panicking: an answer that must be there is unwrapped.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
@@ -42,10 +43,12 @@ macro_rules! cases {
 cases![
     a_command_runs_in_a_guest_and_its_output_and_exit_code_come_back,
     a_guest_is_what_was_asked_for,
+    a_workload_reads_the_standard_input_of_run_to_its_end,
     exec_runs_in_the_guest_with_its_own_input_and_exit_code,
     a_terminal_is_passed_through_and_set_back,
     files_are_copied_both_ways,
     a_server_in_the_guest_is_reached_by_its_port_and_by_port_forward,
+    a_port_of_a_guest_answers_at_its_url_while_it_runs,
     a_paused_guest_stands_still_and_goes_on,
     three_guests_survive_a_kill_9_of_flames,
     a_watched_run_goes_on_over_a_kill_9_of_flames,
@@ -83,8 +86,12 @@ fn unavailable() -> Option<Unavailable> {
 /// How every `flames up` of these cases is started. Emulation: the same everywhere, with or without a KVM that can run the kernel.
 fn up_with(installation: &mut Installation, more: &[&str]) {
     let (kernel, agent) = (variable("FLAMES_TEST_KERNEL").unwrap(), variable("FLAMES_GUEST_AGENT").unwrap());
+    let modules = std::env::var("FLAMES_TEST_KERNEL_MODULES").ok();
     let mut arguments =
         vec!["--accel", "tcg", "--kernel", kernel.to_str().unwrap(), "--agent", agent.to_str().unwrap()];
+    if let Some(modules) = &modules {
+        arguments.extend(["--kernel-modules", modules]);
+    }
     arguments.extend_from_slice(more);
     installation.up(&arguments);
 }
@@ -176,6 +183,16 @@ fn a_guest_is_what_was_asked_for() {
     let told = finish(command.env("SECRET", "hunter2"), b"");
     let lines: Vec<&str> = told.stdout.lines().collect();
     assert_eq!(lines[..4], ["asked", "1000", "/tmp", "hunter2"], "{told:?}");
+}
+
+fn a_workload_reads_the_standard_input_of_run_to_its_end() {
+    let installation = installation();
+    let mut command = installation.command(&["-q", "run", "--rm", "-i", "busybox", "--", "cat"]);
+    assert_eq!(finish(&mut command, b"hi\n").ok(), "hi\n");
+    let input = vec![b'x'; 1_000_000];
+    let mut command = installation.command(&["-q", "run", "--rm", "-i", "busybox", "--", "wc", "-c"]);
+    assert_eq!(finish(&mut command, &input).ok().trim(), "1000000");
+    assert_clean(&installation);
 }
 
 fn exec_runs_in_the_guest_with_its_own_input_and_exit_code() {
@@ -294,6 +311,33 @@ fn a_server_in_the_guest_is_reached_by_its_port_and_by_port_forward() {
     assert_eq!(ask(told["address"].as_str().unwrap()), "served by x\n");
     support::signal(&forward, "INT");
     assert_eq!(wait(&mut forward), 0);
+}
+
+/// What a GET of this URL answers: the name is in the `Host` header, the address is the ingress's, as a name server would say.
+fn get(url: &str) -> String {
+    let authority = url.strip_prefix("http://").unwrap().trim_end_matches('/');
+    let (host, port) = authority.rsplit_once(':').unwrap();
+    assert!(host.ends_with(".localhost"), "{url}");
+    let mut stream = TcpStream::connect(("127.0.0.1", port.parse::<u16>().unwrap())).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    write!(stream, "GET /hello HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn a_port_of_a_guest_answers_at_its_url_while_it_runs() {
+    let installation = installation();
+    // It listens on the guest's loopback only: the way in is the agent's.
+    let server = "echo hello > /tmp/hello; busybox httpd -f -p 127.0.0.1:8080 -h /tmp";
+    installation.run(&["run", "-d", "--name", "web", "-p", "8080", "busybox", "--", "sh", "-c", server]).ok();
+    let url = installation.inspect("web")["routes"][0]["url"].as_str().unwrap().to_owned();
+    // The server in the guest may need a moment more than the guest.
+    eventually("the guest answers", || get(&url).ends_with("hello\n").then_some(()));
+    installation.run(&["stop", "web"]).ok();
+    eventually("the route is gone", || get(&url).starts_with("HTTP/1.1 404").then_some(()));
+    installation.run(&["rm", "web"]).ok();
+    assert_clean(&installation);
 }
 
 fn a_paused_guest_stands_still_and_goes_on() {

@@ -18,6 +18,8 @@ pub const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 const DOWNLOAD_DEADLINE: Duration = Duration::from_secs(300);
 /// A base image takes 30 s on two cores; slow mirrors take longer.
 const BOOTSTRAP_DEADLINE: Duration = Duration::from_secs(900);
+/// Where the modules of a kernel that is kept are, beside it.
+const KEPT_MODULES: &str = "modules";
 const QUERY_DEADLINE: Duration = Duration::from_secs(60);
 /// Left out of the base image: what nobody reads in a VM.
 const LEFT_OUT: [&str; 6] = [
@@ -41,6 +43,13 @@ pub struct KernelPackage {
     pub kernel: PathBuf,
     /// The modules that a guest needs, in the order in which they must be loaded.
     pub modules: Vec<PathBuf>,
+}
+
+impl KernelPackage {
+    /// The folder that holds these modules and no others, for [`ordered_modules`].
+    pub fn modules_folder(&self) -> PathBuf {
+        self.kernel.with_file_name(KEPT_MODULES)
+    }
 }
 
 /// Downloads the newest kernel that [`KERNEL_PACKAGE`] stands for and unpacks kernel and modules into a folder of `cache`. A second call finds
@@ -78,13 +87,13 @@ pub fn kernel(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<KernelPack
 
     // Only what is needed is kept: 15 MB instead of 120.
     let kept = staging.path().join("kept");
-    fs::create_dir_all(kept.join("modules"))?;
+    fs::create_dir_all(kept.join(KEPT_MODULES))?;
     fs::rename(&kernel, kept.join("vmlinuz"))?;
     let mut named = Vec::new();
     for module in &modules {
         let name = module.file_name().ok_or_else(|| ImageError::internal("a module without a name"))?;
-        fs::rename(module, kept.join("modules").join(name))?;
-        named.push(place.join("modules").join(name));
+        fs::rename(module, kept.join(KEPT_MODULES).join(name))?;
+        named.push(place.join(KEPT_MODULES).join(name));
     }
     let found = KernelPackage { package, kernel: place.join("vmlinuz"), modules: named };
     let text = serde_json::to_vec_pretty(&found).map_err(|error| ImageError::internal(error.to_string()))?;

@@ -1,15 +1,15 @@
 //! Artefacts on a host: fetched once, checked while they are written, and whole or not there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{ErrorKind as IoErrorKind, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use flames_blob::{BlobStore, Digest};
+use flames_blob::{BlobKey, BlobStore, Digest};
 use flames_error::{Error, ErrorKind, Result};
 use futures::StreamExt;
 use sha2::{Digest as _, Sha256};
@@ -17,7 +17,7 @@ use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 
 use crate::spool::BLOCK;
-use crate::store::{Artefact, Encoding};
+use crate::store::{Artefact, ArtefactKind, Encoding};
 
 const OPERATION: &str = "image.fetch";
 /// The prefix of files that are being written.
@@ -66,17 +66,78 @@ impl LocalImages {
     /// `Unavailable`, also when nothing came for a minute.
     pub async fn fetch(&self, artefact: &Artefact) -> Result<PathBuf> {
         let path = self.path(artefact);
-        let flight = {
-            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-            flights.retain(|_, flight| Arc::strong_count(flight) > 1);
-            Arc::clone(flights.entry(artefact.digest).or_default())
-        };
-        let _turn = flight.lock().await;
+        let _turn = self.turn(artefact.digest).await;
         if is_whole(&path, artefact.size)? {
+            // A sweep, which takes the same turn, leaves alone what was just asked for.
+            touch(&path)?;
             return Ok(path);
         }
         self.fetch_now(artefact, &path).await?;
         Ok(path)
+    }
+
+    /// Removes what is not needed here any more, and answers how many bytes that were: what is not among `needed`, was not asked for
+    /// within `grace`, and either was swept from the BlobStore too or was not asked for within `kept`.
+    ///
+    /// Stops at the first file that cannot be removed or asked about; what was removed stays so. Errors: `Unavailable`.
+    pub async fn sweep(&self, needed: &[Artefact], grace: Duration, kept: Duration) -> Result<u64> {
+        let needed: HashSet<PathBuf> = needed.iter().map(|artefact| self.path(artefact)).collect();
+        let mut removed = 0;
+        for (path, key, digest) in self.listed().await? {
+            if needed.contains(&path) || age(&path)?.is_none_or(|age| age < grace) {
+                continue;
+            }
+            let is_gone = match tokio::time::timeout(STALL, self.blobs.exists(&key)).await {
+                Ok(exists) => !exists?,
+                Err(_) => return Err(Error::unavailable("image.sweep", "the BlobStore did not answer")),
+            };
+            let _turn = self.turn(digest).await;
+            // Looked at again: it may have been asked for meanwhile.
+            let Some(age) = age(&path)? else { continue };
+            if age >= kept || (is_gone && age >= grace) {
+                let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+                match tokio::fs::remove_file(&path).await {
+                    Err(error) if error.kind() != IoErrorKind::NotFound => {
+                        return Err(
+                            Error::unavailable("image.sweep", "a file cannot be removed").with_source(error)
+                        );
+                    }
+                    _ => removed += size,
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// The artefacts that are here: files that this cache made, and no others.
+    async fn listed(&self) -> Result<Vec<(PathBuf, BlobKey, Digest)>> {
+        let failed = |error: std::io::Error| {
+            Error::unavailable("image.sweep", "the folder for images cannot be listed").with_source(error)
+        };
+        let mut found = Vec::new();
+        for item in fs::read_dir(&self.folder).map_err(failed)? {
+            let item = item.map_err(failed)?;
+            let name = item.file_name();
+            let Some((kind, hex)) = name.to_str().and_then(|name| name.split_once('-')) else { continue };
+            let known = [ArtefactKind::Rootfs, ArtefactKind::Kernel, ArtefactKind::Initramfs]
+                .iter()
+                .any(|known| known.as_str() == kind);
+            let Ok(digest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
+            if known && item.file_type().map_err(failed)?.is_file() {
+                found.push((item.path(), BlobKey::new(format!("images/{kind}/{hex}"))?, digest));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The one at work on an artefact.
+    async fn turn(&self, digest: Digest) -> tokio::sync::OwnedMutexGuard<()> {
+        let flight = {
+            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            flights.retain(|_, flight| Arc::strong_count(flight) > 1);
+            Arc::clone(flights.entry(digest).or_default())
+        };
+        flight.lock_owned().await
     }
 
     async fn fetch_now(&self, artefact: &Artefact, path: &Path) -> Result<()> {
@@ -123,6 +184,23 @@ impl LocalImages {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Notes that the file was asked for.
+fn touch(path: &Path) -> Result<()> {
+    // Its owner may set the times of a file that is open for reading only.
+    File::open(path)
+        .and_then(|file| file.set_modified(SystemTime::now()))
+        .map_err(|error| Error::unavailable(OPERATION, "a file's time cannot be set").with_source(error))
+}
+
+/// How long ago the file was asked for last; none when it is not there. A time in the future is now.
+fn age(path: &Path) -> Result<Option<Duration>> {
+    match fs::symlink_metadata(path).and_then(|metadata| metadata.modified()) {
+        Ok(at) => Ok(Some(SystemTime::now().duration_since(at).unwrap_or_default())),
+        Err(error) if error.kind() == IoErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::unavailable("image.sweep", "a file cannot be looked at").with_source(error)),
     }
 }
 

@@ -7,6 +7,7 @@ mod common;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -142,7 +143,7 @@ fn the_initramfs_holds_the_agent_the_console_and_the_modules_and_is_the_same_eve
 
 #[test]
 fn an_agent_that_could_not_run_alone_is_refused() {
-    let build = |agent: &std::path::Path| Initramfs { agent, modules: &[], packing: Packing::Plain }.build();
+    let build = |agent: &Path| Initramfs { agent, modules: &[], packing: Packing::Plain }.build();
     let own = std::env::current_exe().unwrap();
     assert!(build(&own).unwrap_err().message.contains("dynamically linked"));
     let folder = tempfile::tempdir().unwrap();
@@ -192,6 +193,43 @@ async fn an_image_goes_through_the_store_to_a_host_and_is_the_same_there() {
     assert_eq!(local.fetch(&manifest.rootfs).await.unwrap_err().kind(), ErrorKind::NotFound);
     store.delete_manifest(&digest).await.unwrap();
     assert_eq!(store.manifest(&digest).await.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn a_sweep_takes_what_is_not_needed_and_was_not_asked_for_lately() {
+    let folder = tempfile::tempdir().unwrap();
+    let blobs = blobs();
+    let local = LocalImages::open(Arc::clone(&blobs), folder.path()).unwrap();
+    let store = ImageStore::new(Arc::clone(&blobs));
+    let mut made = Vec::new();
+    for byte in 0..4_u8 {
+        let artefact = store.put_bytes(ArtefactKind::Kernel, vec![byte; 1_000].into()).await.unwrap();
+        made.push((local.fetch(&artefact).await.unwrap(), artefact));
+    }
+    let [(needed, needed_by), (swept, of_swept), (young, of_young), (stored, _)] = &made[..] else {
+        panic!()
+    };
+    fs::write(folder.path().join("not-ours"), "left alone").unwrap();
+    let back = |path: &Path, hours: u64| {
+        let at = std::time::SystemTime::now() - Duration::from_secs(hours * 3_600);
+        fs::File::open(path).unwrap().set_modified(at).unwrap();
+    };
+    for (path, _) in &made {
+        back(path, 2);
+    }
+    for artefact in [of_swept, of_young] {
+        store.delete_artefact(artefact).await.unwrap();
+    }
+    local.fetch(of_young).await.unwrap();
+    let (grace, kept) = (Duration::from_secs(600), Duration::from_secs(24 * 3_600));
+    let needs = [needed_by.clone()];
+    assert_eq!(local.sweep(&needs, grace, kept).await.unwrap(), 1_000);
+    assert!(needed.exists() && young.exists() && stored.exists() && !swept.exists());
+    back(stored, 25);
+    back(needed, 25);
+    assert_eq!(local.sweep(&needs, grace, kept).await.unwrap(), 1_000);
+    assert!(needed.exists() && !stored.exists(), "kept for a day, for the next VM");
+    assert!(folder.path().join("not-ours").exists());
 }
 
 #[tokio::test]

@@ -47,6 +47,8 @@ pub enum ReasonCode {
     NoCapacity,
     /// The image or kernel is not there any more.
     ImageMissing,
+    /// Something that takes its time is waited for.
+    Waiting,
 }
 
 /// Why, for a user to read.

@@ -68,6 +68,14 @@ pub fn apply_request(
         return Ok(None);
     }
     let restarts = if run == vm.run { vm.restarts } else { 0 };
-    let desired_reason = Some(Reason::new(ReasonCode::Requested, "It was asked for."));
+    let sentence = match request {
+        Request::Start => "A user started it.",
+        Request::Restart => "A user restarted it.",
+        Request::Stop => "A user stopped it.",
+        Request::Delete => "A user deleted it.",
+        Request::Pause => "A user paused it.",
+        Request::Resume => "A user resumed it.",
+    };
+    let desired_reason = Some(Reason::new(ReasonCode::Requested, sentence));
     Ok(Some(Vm { desired, desired_reason, run, deadline, restarts, unplaced: None, ..vm.clone() }))
 }

@@ -35,6 +35,10 @@ pub struct VmSpec {
     pub user: Option<String>,
     /// Whether the workload runs on a terminal.
     pub tty: bool,
+    /// Whether the workload has a standard input that whoever attaches writes to, until its end; else it reads none. A terminal always
+    /// is one.
+    #[serde(default)]
+    pub stdin: bool,
     /// Ports of the guest to be reached from outside.
     pub ports: Vec<PortSpec>,
     /// What happens when the workload ends.

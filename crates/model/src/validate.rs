@@ -19,9 +19,9 @@ impl ControllerLimits {
     /// The most memory of one VM, in MiB (1 TiB).
     pub const MAX_MEMORY_MIB: u64 = 1024 * 1024;
     /// The smallest writable layer, in MiB.
-    pub const MIN_ROOT_DISK_MIB: u64 = 16;
-    /// The largest writable layer, in MiB (16 TiB).
-    pub const MAX_ROOT_DISK_MIB: u64 = 16 * 1024 * 1024;
+    pub const MIN_ROOT_DISK_MIB: u64 = 32;
+    /// The largest writable layer, in MiB (15 TiB).
+    pub const MAX_ROOT_DISK_MIB: u64 = 15 * 1024 * 1024;
     /// The most bytes of command, arguments and environment together: half of what Linux's `execve(2)` takes by default on
     /// x86-64 with an 8 MiB stack would be 1 MiB; records hold at most 256 KiB.
     pub const MAX_WORKLOAD_BYTES: usize = 128 * 1024;
@@ -66,7 +66,7 @@ impl VmSpec {
             &self.root_disk_mib,
             &Limits::MIN_ROOT_DISK_MIB,
             &Limits::MAX_ROOT_DISK_MIB,
-            "A root disk has 16 to 16777216 MiB.",
+            "A root disk has 32 to 15728640 MiB.",
         )?;
         self.validate_workload()?;
         self.validate_ports()?;

@@ -82,6 +82,7 @@ fn spec() -> impl Strategy<Value = VmSpec> {
             working_directory: None,
             user: None,
             tty: false,
+            stdin: false,
             ports: vec![],
             restart,
             timeout_ms,

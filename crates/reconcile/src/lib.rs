@@ -6,10 +6,12 @@
 //! * *Workers* take jobs and bring one VM one step further each: read, decide (`flames_model::next_step`), act, commit ([`vm`]). The
 //!   commit checks all that was read, so two workers, two replicas or a stale one do no harm.
 //! * The *lease watcher* judges controllers' leases by this replica's own monotonic clock.
-//! * The *sweeper* removes what was kept long enough.
+//! * The *sweeper* removes what was kept long enough; another one the blobs of images that nothing names.
 //!
 //! Nothing here takes any input but the store; a queue that loses everything costs time only.
 
+mod images;
+mod ingress;
 mod leases;
 mod place;
 mod relay;
@@ -22,11 +24,15 @@ use std::time::Duration;
 
 use flames_clock::{Clock, IdSource, Random};
 use flames_error::Result;
+use flames_ingress::IngressProvider;
+use flames_model::ProjectName;
 use flames_queue::{Topic, WorkQueue};
 use flames_records::Records;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use images::ImageSweepConfig;
+pub use ingress::RouteConfig;
 pub use leases::Liveness;
 pub use vm::{Done, VmReconciler};
 
@@ -112,6 +118,28 @@ impl Reconciler {
         tasks.spawn(leases::run(parts.clone(), liveness.clone(), stop.clone()));
         tasks.spawn(sweep::run(parts, stop.clone()));
         Ok(Self { tasks, stop, liveness })
+    }
+
+    /// Also removes the blobs of images of `service` that nothing names any more.
+    pub fn sweep_images(&mut self, service: flames_service::Service, config: ImageSweepConfig) {
+        let clock = service.clock().clone();
+        self.tasks.spawn(images::run(service, clock, config, self.stop.clone()));
+    }
+
+    /// Also keeps the routes of `ingress` as the VMs are.
+    ///
+    /// Errors: none but a defect: a project's name that is none.
+    pub fn keep_routes(
+        &mut self,
+        records: Records,
+        ingress: Arc<dyn IngressProvider>,
+        clock: Arc<dyn Clock>,
+        config: RouteConfig,
+    ) -> Result<()> {
+        let project = ProjectName::new("default")?;
+        let keeper = ingress::RouteKeeper { records, ingress, clock, config, project };
+        self.tasks.spawn(ingress::run(keeper, self.stop.clone()));
+        Ok(())
     }
 
     /// Which controllers this replica takes for alive.

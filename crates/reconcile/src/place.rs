@@ -5,9 +5,8 @@ use std::sync::{Arc, PoisonError};
 use flames_clock::{Monotonic, RandomExt};
 use flames_error::Result;
 use flames_model::{
-    Assignment, Controller, ControllerAllocation, ControllerId, Disk, DiskId, EventKind, FencingToken,
-    ImageManifest, ImageName, Incarnation, IncarnationId, IncarnationState, ProjectName, Reason, ReasonCode,
-    Resources, Source, Vm, Wanted,
+    Assignment, Controller, ControllerAllocation, ControllerId, Disk, DiskId, EventKind, FencingToken, Image,
+    Incarnation, IncarnationId, IncarnationState, Reason, ReasonCode, Resources, Source, Vm, Wanted,
 };
 use flames_records::{Change, DueEntry, Versioned, VmEntry};
 use flames_scheduler::{Candidate, Decision, Request};
@@ -36,9 +35,9 @@ impl VmReconciler {
         let new_disk =
             if disk.is_none() { vm.spec.persistent_disk_resources() } else { Resources::default() };
         let wanted = vm.spec.resources() + new_disk;
-        let image = self.manifest(&vm.project, &vm.spec.image).await?;
+        let image = self.parts.records.image(&vm.project, &vm.spec.image).await?;
         let kernel = match &vm.spec.kernel {
-            Some(name) => self.manifest(&vm.project, name).await?.map(Some),
+            Some(name) => self.parts.records.image(&vm.project, name).await?.map(Some),
             None => Some(None),
         };
         let (Some(image), Some(kernel)) = (image, kernel) else {
@@ -52,10 +51,6 @@ impl VmReconciler {
             Err(reason) => return self.unplaced(due, entry, reason).await,
         };
         self.commit_placement(due, entry, place, wanted, disk, (image, kernel), restart).await
-    }
-
-    async fn manifest(&self, project: &ProjectName, name: &ImageName) -> Result<Option<ImageManifest>> {
-        Ok(self.parts.records.image(project, name).await?.map(|image| image.record.manifest))
     }
 
     /// A place that fits by the allocation as it is now. A view that misled is read anew, once.
@@ -154,7 +149,7 @@ impl VmReconciler {
         place: Place,
         wanted: Resources,
         disk: Option<Versioned<Disk>>,
-        (image, kernel): (ImageManifest, Option<ImageManifest>),
+        (image, kernel): (Versioned<Image>, Option<Versioned<Image>>),
         restart: bool,
     ) -> Result<()> {
         let old = &entry.vm.record;
@@ -162,7 +157,11 @@ impl VmReconciler {
         let id = IncarnationId::from_uuid(self.parts.ids.next_id());
         let token = FencingToken(old.placements + 1);
         let mut change = Change::new();
-        change.settle(due).require_controller(&place.controller);
+        // The images too: what an assignment names is kept from the commit on, and before it by the image's record.
+        change.settle(due).require_controller(&place.controller).require_image(&image);
+        if let Some(kernel) = kernel.as_ref().filter(|kernel| kernel.name != image.name) {
+            change.require_image(kernel);
+        }
 
         let mut disk_id = disk.as_ref().map(|disk| disk.id);
         if old.has_persistent_disk() && disk.is_none() {
@@ -225,8 +224,8 @@ impl VmReconciler {
             },
             spec: old.spec.clone(),
             source: Source::Boot,
-            image,
-            kernel,
+            image: image.record.manifest,
+            kernel: kernel.map(|kernel| kernel.record.manifest),
         };
         if let Some(last) = &entry.incarnation {
             change.remove_incarnation(last);

@@ -10,14 +10,16 @@ use flames_model::{
 use flames_state::{Check, Commit, Key};
 
 use crate::codec::{Record, Versioned, encode};
+use crate::decoded::Written;
 use crate::due::{DueEntry, DueKey};
 use crate::keys;
-use crate::stored::{Expiry, Idempotency, IdempotencyKey, Tombstone};
+use crate::stored::{Condemnations, Condemned, Expiry, Idempotency, IdempotencyKey, Tombstone};
 
 /// Typed steps that are applied together or not at all. See [`crate::Records::apply`].
 #[derive(Debug, Default)]
 pub struct Change {
     commit: Commit,
+    written: Vec<Written>,
     operation_key: Option<Key>,
     failed: Option<flames_error::Error>,
 }
@@ -33,34 +35,40 @@ impl Change {
         self.operation_key.as_ref()
     }
 
-    pub(crate) fn into_commit(self) -> Result<Commit> {
+    pub(crate) fn into_commit(self) -> Result<(Commit, Vec<Written>)> {
         match self.failed {
             Some(error) => Err(error),
-            None => Ok(self.commit),
+            None => Ok((self.commit, self.written)),
         }
     }
 
     /// Keeps the first failure of a step until the change is applied, so that steps can be chained.
     fn step(&mut self, step: impl FnOnce(&mut Commit) -> Result<()>) -> &mut Self {
+        self.try_step(|change| step(&mut change.commit))
+    }
+
+    fn try_step(&mut self, step: impl FnOnce(&mut Self) -> Result<()>) -> &mut Self {
         if self.failed.is_none() {
-            self.failed = step(&mut self.commit).err();
+            self.failed = step(self).err();
         }
         self
     }
 
     fn insert<T: Record>(&mut self, key: Result<Key>, record: &T) -> &mut Self {
-        self.step(|commit| {
+        self.try_step(|change| {
             let key = key?;
-            commit.check(Check::Absent(key.clone())).put(key, encode(record)?);
+            change.commit.check(Check::Absent(key.clone())).put(key.clone(), encode(record)?);
+            change.written.push(Written::new(key, record));
             Ok(())
         })
     }
 
     fn replace<T: Record>(&mut self, key: Result<Key>, old: &Versioned<T>, new: &T) -> &mut Self {
-        self.step(|commit| {
+        self.try_step(|change| {
             old.ensure_rewritable()?;
             let key = key?;
-            commit.check(Check::At(key.clone(), old.version)).put(key, encode(new)?);
+            change.commit.check(Check::At(key.clone(), old.version)).put(key.clone(), encode(new)?);
+            change.written.push(Written::new(key, new));
             Ok(())
         })
     }
@@ -270,6 +278,38 @@ impl Change {
     /// Proves that an image is as it was read.
     pub fn require_image(&mut self, read: &Versioned<Image>) -> &mut Self {
         self.require(keys::image(&read.project, &read.name), read)
+    }
+
+    /// Condemns a blob; `Conflict` when it is already. See [`Condemned`].
+    pub fn condemn_blob(&mut self, new: &Condemned) -> &mut Self {
+        self.insert(keys::condemned_blob(&new.blob), new).step(|commit| {
+            commit.put(keys::condemnations()?, Bytes::new());
+            Ok(())
+        })
+    }
+
+    /// Takes over from a sweeper that is gone.
+    pub fn update_condemned(&mut self, old: &Versioned<Condemned>, new: &Condemned) -> &mut Self {
+        self.replace(keys::condemned_blob(&old.blob), old, new)
+    }
+
+    /// Ends what [`Change::condemn_blob`] began, whether the blob was removed or not.
+    pub fn pardon_blob(&mut self, old: &Versioned<Condemned>) -> &mut Self {
+        self.remove(keys::condemned_blob(&old.blob), old)
+    }
+
+    /// Makes sure that a blob that this change begins to name stays: `Conflict` when it is condemned, or when any was since `since`
+    /// was read. The caller looks after that read whether the blob is there.
+    pub fn keep_blob(&mut self, blob: &str, since: Condemnations) -> &mut Self {
+        self.step(|commit| {
+            commit.check(Check::Absent(keys::condemned_blob(blob)?));
+            let key = keys::condemnations()?;
+            commit.check(match since.0 {
+                Some(version) => Check::At(key, version),
+                None => Check::Absent(key),
+            });
+            Ok(())
+        })
     }
 
     /// Records that a request is carried out by this change; `Conflict` when it was already. Makes the outcome of the commit

@@ -9,10 +9,10 @@ use flames_state::{Entry, Version};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::stored::{Idempotency, Tombstone};
+use crate::stored::{Condemned, Idempotency, Tombstone};
 
 /// A type that is stored.
-pub trait Record: Serialize + DeserializeOwned {
+pub trait Record: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
     /// Its name, for errors.
     const KIND: &'static str;
     /// The schema that this version writes. Grows by one with each change that an older reader would misread.
@@ -39,6 +39,7 @@ record! {
     Event => "event",
     Tombstone => "tombstone",
     Idempotency => "idempotency",
+    Condemned => "condemned",
 }
 
 #[derive(Serialize)]

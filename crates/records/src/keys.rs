@@ -113,6 +113,22 @@ pub(crate) fn assigned_log(controller: ControllerId) -> Result<Key> {
     key(format!("system/assigned/{controller}"))
 }
 
+pub(crate) fn condemned() -> Result<Key> {
+    key("system/condemned/".to_owned())
+}
+
+pub(crate) fn condemned_blob(blob: &str) -> Result<Key> {
+    key(format!("system/condemned/{blob}"))
+}
+
+pub(crate) fn condemnations() -> Result<Key> {
+    key("system/condemnations".to_owned())
+}
+
+pub(crate) fn all_assignments() -> Result<Key> {
+    key("system/assignment/".to_owned())
+}
+
 pub(crate) fn due_prefix() -> Result<Key> {
     key("system/due/".to_owned())
 }

@@ -25,6 +25,8 @@
 //! | `system/assigned/<controller>` (log) | which assignments changed | with the assignment |
 //! | `system/due/<shard>/<time>/<project>/<vm>` | empty | whatever makes a VM need attention |
 //! | `system/expiry/<time>/<project>/<digest>` | empty | with the idempotency record |
+//! | `system/condemned/<blob>` | [`Condemned`] | the sweep of images' blobs |
+//! | `system/condemnations` | empty; its version tells that a blob was condemned | with each condemned blob |
 //! | `system/events` (log) | [`Event`](flames_model::Event) | what concerns no project |
 //!
 //! Each value is JSON with a schema number, `{"schema":1,"record":{…}}`. A reader ignores fields that it does not know; a writer
@@ -32,10 +34,12 @@
 
 mod change;
 mod codec;
+mod decoded;
 mod due;
 mod keys;
 mod reads;
 mod stored;
+mod views;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -43,14 +47,16 @@ use std::time::Duration;
 
 use flames_clock::{Clock, Monotonic};
 use flames_error::Result;
-use flames_state::{Commit, Committed, StateStore, StateStoreExt};
+use flames_state::{Committed, StateStore, StateStoreExt};
 
 pub use change::Change;
 pub use codec::{Record, Versioned};
+use decoded::Decoded;
 pub use due::{DUE_SHARDS, DueEntry, DueKey};
 pub use flames_state::{Hint, HintStream, Key, Position, Waited};
 pub use reads::{AssignmentChange, EventEntry, ListPage, VmEntry, VmFilter};
-pub use stored::{Expiry, Idempotency, IdempotencyKey, Outcome, Tombstone};
+pub use stored::{Condemnations, Condemned, Expiry, Idempotency, IdempotencyKey, Outcome, Tombstone};
+pub use views::{ViewColumn, ViewColumnKind, ViewDefinition, views};
 
 /// The most entries that one page of a list reads, filtered or not.
 pub const MAX_PAGE: usize = 1_000;
@@ -59,12 +65,13 @@ pub const MAX_PAGE: usize = 1_000;
 #[derive(Debug, Clone)]
 pub struct Records {
     store: Arc<dyn StateStore>,
+    decoded: Arc<Decoded>,
 }
 
 impl Records {
     /// Repositories over `store`.
     pub fn new(store: Arc<dyn StateStore>) -> Self {
-        Self { store }
+        Self { store, decoded: Arc::default() }
     }
 
     pub(crate) fn store(&self) -> &Arc<dyn StateStore> {
@@ -99,7 +106,10 @@ impl Records {
     /// Errors: as [`StateStore::commit`]. After `Conflict` or `OutcomeUnknown`: read again and decide anew, which is right for every
     /// change that follows from what is stored.
     pub async fn apply(&self, change: Change) -> Result<Committed> {
-        self.store.commit(&change.into_commit()?).await
+        let (commit, written) = change.into_commit()?;
+        let committed = self.store.commit(&commit).await?;
+        self.decoded.keep_written(committed.version, written);
+        Ok(committed)
     }
 
     /// As [`Records::apply`] for a change that a caller asked for: an unknown outcome is resolved by submitting the same commit
@@ -108,8 +118,11 @@ impl Records {
         let Some(operation_key) = change.operation_key().cloned() else {
             return self.apply(change).await.map(|_| ());
         };
-        let commit: Commit = change.into_commit()?;
-        self.store.commit_knowing(&commit, &operation_key, 4).await.map(|_| ())
+        let (commit, written) = change.into_commit()?;
+        if let Some(committed) = self.store.commit_knowing(&commit, &operation_key, 4).await? {
+            self.decoded.keep_written(committed.version, written);
+        }
+        Ok(())
     }
 
     /// The prefix under which everything of one VM changes, for waiting on hints.
@@ -117,9 +130,26 @@ impl Records {
         keys::vm(project, vm)
     }
 
-    /// The name of a project's log of events, for waiting on hints.
-    pub fn events_log(project: &flames_model::ProjectName) -> Result<Key> {
-        keys::events(Some(project))
+    /// The name of a project's log of events (none: the system's), for waiting on hints.
+    pub fn events_log(project: Option<&flames_model::ProjectName>) -> Result<Key> {
+        keys::events(project)
+    }
+
+    /// The prefix of a project's images, for waiting on hints.
+    pub fn images_prefix(project: &flames_model::ProjectName) -> Result<Key> {
+        keys::images(project)
+    }
+
+    /// The prefix under which the VMs of a project change, for waiting on hints.
+    pub fn vms_prefix(project: &flames_model::ProjectName) -> Result<Key> {
+        keys::vms(project)
+    }
+
+    /// The VM that a key of [`Records::vms_prefix`] belongs to; its current incarnation's key is one too.
+    pub fn vm_of_key(project: &flames_model::ProjectName, key: &Key) -> Option<flames_model::VmId> {
+        let prefix = keys::vms(project).ok()?;
+        let rest = key.as_bytes().strip_prefix(prefix.as_bytes())?;
+        std::str::from_utf8(rest).ok()?.split('/').next()?.parse().ok()
     }
 
     /// The name of the log of a controller's assignments, for waiting on hints.

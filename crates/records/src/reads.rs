@@ -11,7 +11,7 @@ use flames_state::{Entry, Key, KeyRange, PageRequest, Position};
 use crate::codec::{Record, Versioned, decode, decode_payload};
 use crate::due::{DueEntry, DueKey};
 use crate::keys;
-use crate::stored::{Expiry, Idempotency, IdempotencyKey, Tombstone};
+use crate::stored::{Condemnations, Condemned, Expiry, Idempotency, IdempotencyKey, Tombstone};
 use crate::{MAX_PAGE, Records};
 
 /// A VM with its current incarnation: one consistent cut.
@@ -88,8 +88,33 @@ fn last_segment<T: std::str::FromStr<Err = Error>>(key: &Key, separator: char) -
 }
 
 impl Records {
+    fn decode<T: Record>(&self, entry: &Entry) -> Result<Versioned<T>> {
+        if let Some(known) = self.decoded.get(entry) {
+            return Ok(known);
+        }
+        let read = decode(entry)?;
+        self.decoded.keep(&entry.key, &read);
+        Ok(read)
+    }
+
+    /// Puts each VM together with its current incarnation.
+    fn group(&self, entries: &[Entry]) -> Result<Vec<VmEntry>> {
+        let mut vms: Vec<VmEntry> = Vec::new();
+        for entry in entries {
+            if entry.key.as_bytes().iter().filter(|byte| **byte == b'/').count() == 2 {
+                vms.push(VmEntry { vm: self.decode(entry)?, incarnation: None });
+            } else if let Some(owner) = vms.last_mut() {
+                let incarnation: Versioned<Incarnation> = self.decode(entry)?;
+                if incarnation.vm == owner.vm.id && owner.vm.incarnation == Some(incarnation.id) {
+                    owner.incarnation = Some(incarnation);
+                }
+            }
+        }
+        Ok(vms)
+    }
+
     async fn read<T: Record>(&self, key: Key) -> Result<Option<Versioned<T>>> {
-        self.store().get(&key).await?.map(|entry| decode(&entry)).transpose()
+        self.store().get(&key).await?.map(|entry| self.decode(&entry)).transpose()
     }
 
     async fn read_id<T: std::str::FromStr<Err = Error>>(&self, key: Key) -> Result<Option<T>> {
@@ -109,7 +134,7 @@ impl Records {
     ) -> Result<ListPage<Versioned<T>, Key>> {
         let request = PageRequest { after, limit: limit.clamp(1, MAX_PAGE) };
         let page = self.store().scan(&KeyRange::prefix(&prefix), request).await?;
-        let items = page.entries.iter().map(decode).collect::<Result<_>>()?;
+        let items = page.entries.iter().map(|entry| self.decode(entry)).collect::<Result<_>>()?;
         Ok(ListPage { items, next: page.next })
     }
 
@@ -117,7 +142,7 @@ impl Records {
     pub async fn vm(&self, project: &ProjectName, id: VmId) -> Result<Option<VmEntry>> {
         let range = KeyRange::prefix(&keys::vm(project, id)?);
         let page = self.store().scan(&range, PageRequest::first(8)).await?;
-        Ok(group(&page.entries)?.pop())
+        Ok(self.group(&page.entries)?.pop())
     }
 
     /// The id of the VM that has this name.
@@ -159,7 +184,7 @@ impl Records {
         let read = if unfiltered { (limit * 2 + 1).min(MAX_PAGE) } else { MAX_PAGE };
         let range = KeyRange::prefix(&keys::vms(project)?);
         let page = self.store().scan(&range, PageRequest { after, limit: read }).await?;
-        let mut entries = group(&page.entries)?;
+        let mut entries = self.group(&page.entries)?;
         if page.next.is_some() && entries.len() > 1 {
             // The last VM's incarnation may lie on the next page.
             entries.pop();
@@ -317,6 +342,34 @@ impl Records {
         page.entries.first().map(|entry| last_segment(&entry.key, '\0')).transpose()
     }
 
+    /// A page of all assignments, of whichever controller.
+    pub async fn all_assignments(
+        &self,
+        after: Option<Key>,
+        limit: usize,
+    ) -> Result<ListPage<Versioned<Assignment>, Key>> {
+        self.read_page(keys::all_assignments()?, after, limit).await
+    }
+
+    /// Whether a blob is condemned.
+    pub async fn condemned(&self, blob: &str) -> Result<Option<Versioned<Condemned>>> {
+        self.read(keys::condemned_blob(blob)?).await
+    }
+
+    /// A page of the blobs that are condemned, by key.
+    pub async fn all_condemned(
+        &self,
+        after: Option<Key>,
+        limit: usize,
+    ) -> Result<ListPage<Versioned<Condemned>, Key>> {
+        self.read_page(keys::condemned()?, after, limit).await
+    }
+
+    /// How often blobs were condemned up to now: for [`Change::keep_blob`](crate::Change::keep_blob).
+    pub async fn condemnations(&self) -> Result<Condemnations> {
+        Ok(Condemnations(self.store().get(&keys::condemnations()?).await?.map(|entry| entry.version)))
+    }
+
     /// What came of a request, if it was carried out.
     pub async fn idempotency(&self, key: &IdempotencyKey) -> Result<Option<Versioned<Idempotency>>> {
         self.read(keys::idempotency(key)?).await
@@ -387,20 +440,4 @@ fn due_key(key: &Key) -> Result<DueKey> {
         Error::new(ErrorKind::Corrupt, "records.due", "not a due entry").with_resource("key", key.to_string())
     };
     entry.ok_or_else(corrupt)?.1.parse()
-}
-
-/// Puts each VM together with its current incarnation.
-fn group(entries: &[Entry]) -> Result<Vec<VmEntry>> {
-    let mut vms: Vec<VmEntry> = Vec::new();
-    for entry in entries {
-        if entry.key.as_bytes().iter().filter(|byte| **byte == b'/').count() == 2 {
-            vms.push(VmEntry { vm: decode(entry)?, incarnation: None });
-        } else if let Some(owner) = vms.last_mut() {
-            let incarnation: Versioned<Incarnation> = decode(entry)?;
-            if incarnation.vm == owner.vm.id && owner.vm.incarnation == Some(incarnation.id) {
-                owner.incarnation = Some(incarnation);
-            }
-        }
-    }
-    Ok(vms)
 }

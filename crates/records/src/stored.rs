@@ -13,6 +13,24 @@ pub struct Tombstone {
     pub incarnation: Option<Incarnation>,
 }
 
+/// That a blob is about to be removed, since nothing names it.
+///
+/// From this record's commit on nothing may begin to name the blob, until the record is gone again: see
+/// [`Change::keep_blob`](crate::Change::keep_blob). So what is found to name it after that commit is all that ever will.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condemned {
+    /// The blob's key.
+    pub blob: String,
+    /// Who removes it: a number that each sweeper draws for itself. Only that one may remove the blob.
+    pub by: u64,
+    /// When it was condemned, for people.
+    pub at: Timestamp,
+}
+
+/// How often blobs were condemned, as an opaque value. See [`Change::keep_blob`](crate::Change::keep_blob).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Condemnations(pub(crate) Option<flames_state::Version>);
+
 /// What identifies one request that may be sent again: a digest over caller, route and the client's key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IdempotencyKey {

@@ -21,8 +21,17 @@ impl Service {
         self.records().events(None, after, limit).await
     }
 
-    /// The place behind the newest event that the log holds now.
+    /// The place behind the newest event of the caller's project that the log holds now.
     pub async fn newest_event(&self, caller: &Caller) -> Result<Position> {
+        self.newest(Some(&caller.project)).await
+    }
+
+    /// The place behind the newest event that concerns no project.
+    pub async fn newest_system_event(&self) -> Result<Position> {
+        self.newest(None).await
+    }
+
+    async fn newest(&self, project: Option<&ProjectName>) -> Result<Position> {
         // Positions are ordered, and a log can be asked for anything behind one of them: halving finds its end in a few dozen small
         // reads, however long it is. `after` always has been seen; nothing lies behind `beyond`.
         let mut after = Position::START;
@@ -33,14 +42,15 @@ impl Service {
             if middle == major {
                 break;
             }
-            match self.events(caller, Position::from_raw(middle, u64::MAX), 1).await?.first() {
+            let behind = Position::from_raw(middle, u64::MAX);
+            match self.records().events(project, behind, 1).await?.first() {
                 Some(entry) => after = entry.position,
                 None => beyond = middle,
             }
         }
         // What is left lies within one commit.
         loop {
-            let page = self.events(caller, after, flames_records::MAX_PAGE).await?;
+            let page = self.records().events(project, after, flames_records::MAX_PAGE).await?;
             match page.last() {
                 Some(entry) => after = entry.position,
                 None => return Ok(after),
@@ -50,7 +60,16 @@ impl Service {
 
     /// Events behind `after`, and each further one as it comes, without a gap: a lost hint costs at most one poll.
     pub fn follow_events(&self, caller: &Caller, after: Position) -> EventStream {
-        let state = (self.clone(), caller.project.clone(), after, Vec::new().into_iter());
+        self.follow(Some(caller.project.clone()), after)
+    }
+
+    /// Events that concern no project (controllers), as [`Service::follow_events`].
+    pub fn follow_system_events(&self, after: Position) -> EventStream {
+        self.follow(None, after)
+    }
+
+    fn follow(&self, project: Option<ProjectName>, after: Position) -> EventStream {
+        let state = (self.clone(), project, after, Vec::new().into_iter());
         futures::stream::unfold(state, |(service, project, after, mut ready)| async move {
             loop {
                 if let Some(entry) = ready.next() {
@@ -58,7 +77,7 @@ impl Service {
                     let position = entry.position;
                     return Some((Ok(entry), (service, project, position, ready)));
                 }
-                match service.next_events(&project, after).await {
+                match service.next_events(project.as_ref(), after).await {
                     Ok(entries) => ready = entries.into_iter(),
                     // After an error the stream ends at its next poll: `after` would not move, and the caller must decide.
                     Err(error) => {
@@ -76,11 +95,11 @@ impl Service {
     }
 
     /// At least one event behind `after`, unless the longest wait passes first.
-    async fn next_events(&self, project: &ProjectName, after: Position) -> Result<Vec<EventEntry>> {
+    async fn next_events(&self, project: Option<&ProjectName>, after: Position) -> Result<Vec<EventEntry>> {
         let log = Records::events_log(project)?;
         let deadline = self.clock().monotonic().saturating_add(self.config().longest_wait);
         let read = || async {
-            let entries = self.records().events(Some(project), after, 256).await?;
+            let entries = self.records().events(project, after, 256).await?;
             Ok((!entries.is_empty()).then_some(entries))
         };
         let waited = self

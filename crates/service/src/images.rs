@@ -62,12 +62,18 @@ impl Service {
                     _ => error,
                 }
             })?;
-        self.name_image(caller, name, imported.manifest, mutation).await
+        match self.name_image(caller, name, imported.manifest, mutation).await {
+            // Found by the import, and swept before it had a name: the next import stores it anew.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(swept_meanwhile("service.import_image").with_source(error))
+            }
+            named => named,
+        }
     }
 
     /// Gives a stored manifest a name. Its blob must be stored already.
     ///
-    /// Errors: `NotFound` when the blob is not there; `Unavailable`; `OutcomeUnknown`.
+    /// Errors: `NotFound` when the blob is not there; `Unavailable`, also while the blob is being swept; `OutcomeUnknown`.
     pub async fn name_image(
         &self,
         caller: &Caller,
@@ -75,8 +81,11 @@ impl Service {
         manifest: ImageManifest,
         mutation: &Mutation,
     ) -> Result<Image> {
-        self.blobs().head(&BlobKey::new(manifest.blob.clone())?).await?;
+        let blob = BlobKey::new(manifest.blob.clone())?;
         for _ in 0..ATTEMPTS {
+            // In this order: a blob that is condemned after it was seen makes the commit fail.
+            let condemnations = self.records().condemnations().await?;
+            self.blobs().head(&blob).await?;
             let old = self.records().image(&caller.project, name).await?;
             let now: Timestamp = self.clock().now();
             let image = Image {
@@ -87,6 +96,7 @@ impl Service {
                 created_at: now,
             };
             let mut change = Change::new();
+            change.keep_blob(blob.as_str(), condemnations);
             match &old {
                 Some(old) => change.update_image(old, &image),
                 None => change.insert_image(&image),
@@ -99,6 +109,11 @@ impl Service {
                 Err(error) if error.kind() == ErrorKind::Conflict => {
                     if let Some(image) = self.replayed_image(caller, mutation).await? {
                         return Ok(image);
+                    }
+                    if self.records().condemned(blob.as_str()).await?.is_some() {
+                        return Err(
+                            swept_meanwhile("service.name_image").with_resource("blob", blob.as_str())
+                        );
                     }
                 }
                 Err(error) => return Err(error),
@@ -180,6 +195,12 @@ impl Service {
             Error::new(ErrorKind::Conflict, "service.remove_image", "the image changed meanwhile")
         })
     }
+}
+
+fn swept_meanwhile(operation: &'static str) -> Error {
+    Error::unavailable(operation, "the blob is being swept").with_user_message(
+        "The same image was removed before, and its data is just being deleted. Try again in a moment.",
+    )
 }
 
 fn image_in_use(name: &ImageName, user: &str) -> Error {

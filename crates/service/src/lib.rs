@@ -14,6 +14,8 @@ mod images;
 mod links;
 mod mutation;
 mod report;
+mod sweep;
+mod urls;
 mod view;
 mod vms;
 mod wait;
@@ -32,6 +34,8 @@ pub use host::{Assigned, AssignedChanges, HostSession, Register, Registered, Ren
 pub use images::{ImageImporter, ImportProgress, Imported};
 pub use links::{HostLinks, LinkChannel, LinkStream, LinkTarget, NoLinks, ProcessSpec};
 pub use report::ReportOutcome;
+pub use sweep::{ImageSweeper, SweepConfig, Swept};
+pub use urls::{NoUrls, PortUrls};
 pub use view::{VmRef, VmView};
 pub use vms::CreateVm;
 pub use wait::{WaitFor, WaitOutcome};
@@ -74,6 +78,8 @@ pub struct ServiceParts {
     pub importer: Arc<dyn ImageImporter>,
     /// How bytes reach a guest.
     pub links: Arc<dyn HostLinks>,
+    /// Under which URLs ports of VMs are reached.
+    pub urls: Arc<dyn PortUrls>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Ids.

@@ -1,6 +1,7 @@
 //! How bytes reach a guest.
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
+use std::str::FromStr;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,6 +20,31 @@ pub struct LinkTarget {
     pub vm: VmId,
     /// The controller that runs it.
     pub controller: ControllerId,
+}
+
+/// As `<incarnation>/<vm>/<controller>`: for who hands a target on as text (an ingress does).
+impl Display for LinkTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.incarnation, self.vm, self.controller)
+    }
+}
+
+impl FromStr for LinkTarget {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let read = || {
+            let mut parts = text.splitn(3, '/');
+            Some(Self {
+                incarnation: parts.next()?.parse().ok()?,
+                vm: parts.next()?.parse().ok()?,
+                controller: parts.next()?.parse().ok()?,
+            })
+        };
+        read().ok_or_else(|| {
+            Error::invalid("links.target", "target", "A guest is named as `<incarnation>/<vm>/<controller>`.")
+        })
+    }
 }
 
 /// A process to start in a guest.
@@ -146,6 +172,14 @@ impl Service {
         };
         let target =
             LinkTarget { incarnation: incarnation.id, vm: view.vm.id, controller: incarnation.controller };
+        self.open_link(target, stream).await
+    }
+
+    /// Opens a stream to one incarnation, whatever became of it: its controller refuses what it does not own. For parts of the system that
+    /// hold a target on behalf of a VM, as an ingress does; callers of the API come through [`Service::open_stream`].
+    ///
+    /// Errors: `NotFound` when its controller does not own it; `Unavailable` ([`codes::HOST_UNREACHABLE`]).
+    pub async fn open_link(&self, target: LinkTarget, stream: LinkStream) -> Result<LinkChannel> {
         self.parts.links.open(target, stream).await.map_err(|error| match error.kind() {
             ErrorKind::Unavailable if error.code().is_none() => {
                 error.with_code(codes::HOST_UNREACHABLE).with_user_message(
@@ -154,5 +188,22 @@ impl Service {
             }
             _ => error,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_read_as_it_is_written() {
+        let uuid = uuid::Uuid::from_u128(7);
+        let target = LinkTarget {
+            incarnation: IncarnationId::from_uuid(uuid),
+            vm: VmId::from_uuid(uuid),
+            controller: ControllerId::from_uuid(uuid),
+        };
+        assert_eq!(target.to_string().parse::<LinkTarget>().unwrap(), target);
+        assert!("inc_1/vm_1".parse::<LinkTarget>().is_err());
     }
 }

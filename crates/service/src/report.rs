@@ -2,8 +2,8 @@
 
 use flames_error::{ErrorKind, Result};
 use flames_model::{
-    Actor, Controller, ControllerAllocation, EventKind, Incarnation, Refusal, Report, Resources, Step,
-    apply_report, next_step,
+    Actor, Controller, ControllerAllocation, EventKind, Incarnation, IncarnationState, Refusal, Report,
+    Resources, Step, apply_report, next_step,
 };
 use flames_records::{Change, Versioned, VmEntry};
 
@@ -70,7 +70,11 @@ impl Service {
         };
         let mut change = Change::new();
         change.update_incarnation(before, after).require_controller(controller);
-        if before.state != after.state {
+        // A preparation that takes long says what it waits for.
+        let waits = after.state == IncarnationState::Preparing
+            && after.reason.is_some()
+            && before.reason != after.reason;
+        if before.state != after.state || waits {
             let kind = EventKind::VmState { state: after.state, exit: after.exit };
             let event = caller.incarnation_event(now, &entry.vm, after.id, kind, after.reason.clone());
             change.event(Some(&entry.vm.project), &event);

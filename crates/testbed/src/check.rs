@@ -31,6 +31,8 @@ pub(crate) struct Truth {
     pub(crate) ledger: SharedLedger,
     pub(crate) followed: Vec<EventEntry>,
     pub(crate) doubled: Vec<String>,
+    /// What is wrong with the blobs of images.
+    pub(crate) blobs: Vec<String>,
 }
 
 /// A VM at the end of a run, deleted or not.
@@ -96,6 +98,7 @@ pub(crate) async fn all(truth: &Truth) -> Result<Vec<Violation>> {
     let mut found = Vec::new();
     found.extend(truth.doubled.iter().map(|doubled| format!("two of one VM at once: {doubled}")));
     found.extend(truth.ledger.lock().unwrap_or_else(PoisonError::into_inner).undeserved.iter().cloned());
+    found.extend(truth.blobs.iter().cloned());
     placed_where_wanted(truth, &seen, &mut found);
     owned(truth, &seen, &mut found);
     reservations(truth, &seen, &mut found).await?;

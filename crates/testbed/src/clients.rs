@@ -173,9 +173,9 @@ impl Client {
         let below = |bound| self.random.below(bound);
         let mut args = Vec::new();
         match below(4) {
-            0 => args.extend([format!("exit={}", below(2)), format!("after={}", below(20_000))]),
-            1 => args.extend(["say=hello".to_owned(), "sleep".to_owned()]),
-            2 => args.push("sleep".to_owned()),
+            0 => args.extend(words(&format!("sleep {}.{:03} ; exit {}", below(20), below(1_000), below(2)))),
+            1 => args.extend(words("echo hello ; sleep infinity")),
+            2 => args.extend(words("sleep infinity")),
             _ => {}
         }
         let rule = match below(4) {
@@ -197,6 +197,7 @@ impl Client {
             working_directory: None,
             user: None,
             tty: false,
+            stdin: false,
             ports: Vec::new(),
             restart: RestartPolicy { rule, max_restarts: Some(3), ..RestartPolicy::default() },
             timeout_ms: (below(6) == 0).then(|| 5_000 + below(60_000)),
@@ -243,4 +244,9 @@ impl Client {
         }
         Err(last)
     }
+}
+
+/// The words of a line.
+fn words(line: &str) -> impl Iterator<Item = String> {
+    line.split(' ').map(str::to_owned)
 }

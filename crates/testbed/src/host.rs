@@ -22,8 +22,8 @@ use flames_vmm::VmDriver;
 use flames_vmm_simulated::{SimulatedConfig, SimulatedDriver, SimulatedHost, SimulatedTimings};
 
 use crate::faults::{Faults, Shared};
-use crate::guest::SimulatedGuests;
 use crate::sabotage::Sabotage;
+use flames_simulated_guest::SimulatedGuests;
 
 /// Artefacts that are always there: simulated machines read no file.
 #[derive(Debug, Clone, Copy, Default)]
@@ -44,6 +44,10 @@ impl Artefacts for SimulatedArtefacts {
     }
 
     async fn writable_layer(&self, _path: &Path, _size_bytes: u64) -> Result<()> {
+        Ok(())
+    }
+
+    async fn sweep(&self, _needed: &[ImageManifest]) -> Result<()> {
         Ok(())
     }
 }

@@ -13,14 +13,14 @@
 pub mod check;
 mod clients;
 mod faults;
-mod guest;
 mod host;
+mod images;
 mod sabotage;
 mod world;
 
 pub use check::Violation;
 pub use faults::Histogram;
-pub use guest::SimulatedGuests;
+pub use flames_simulated_guest::SimulatedGuests;
 pub use host::SimulatedArtefacts;
 pub use sabotage::Sabotage;
 pub use world::{Outcome, Plan, run};

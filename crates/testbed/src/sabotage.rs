@@ -40,13 +40,15 @@ pub enum Sabotage {
     LeasesByWallClock,
     /// A controller that is started again finds its data folder empty.
     HostsForget,
+    /// The sweep of images does not see that incarnations which live need a blob.
+    ImagesSweptEarly,
     /// Controllers say that all is released while the machine still ends.
     HostsReleaseEarly,
 }
 
 impl Sabotage {
     /// Every one.
-    pub const ALL: [Sabotage; 11] = [
+    pub const ALL: [Sabotage; 12] = [
         Self::UncheckedVersions,
         Self::UncheckedAbsence,
         Self::SplitCommits,
@@ -57,6 +59,7 @@ impl Sabotage {
         Self::ClientsForgetTheirKey,
         Self::LeasesByWallClock,
         Self::HostsForget,
+        Self::ImagesSweptEarly,
         Self::HostsReleaseEarly,
     ];
 
@@ -73,6 +76,7 @@ impl Sabotage {
             Self::ClientsForgetTheirKey => "clients_forget_their_key",
             Self::LeasesByWallClock => "leases_by_wall_clock",
             Self::HostsForget => "hosts_forget",
+            Self::ImagesSweptEarly => "images_swept_early",
             Self::HostsReleaseEarly => "hosts_release_early",
         }
     }
@@ -177,6 +181,10 @@ impl StateStore for BrokenStore {
 
     async fn scan(&self, range: &KeyRange, page: PageRequest) -> Result<Page> {
         if self.sabotage == Sabotage::DueEntriesNotScanned && range.start().starts_with(b"system/due/") {
+            return Ok(Page::default());
+        }
+        // A controller's own assignments begin with its id.
+        if self.sabotage == Sabotage::ImagesSweptEarly && range.start() == b"system/assignment/" {
             return Ok(Page::default());
         }
         self.store.scan(range, page).await

@@ -1,23 +1,25 @@
 //! One run: storm, calm, judgement.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use flames_blob::{BlobKey, BlobStore, BlobStoreExt, ByteStream, PutOptions};
+use flames_blob::{BlobStore, ByteStream};
 use flames_blob_memory::MemoryBlobStore;
 use flames_clock::{Clock, Random, RandomExt, SeededRandom, SimulatedClock, UuidSource};
 use flames_decorate::{Decorated, FaultInjection};
 use flames_error::{Error, Result};
-use flames_model::{ImageDefaults, ImageKind, ImageManifest, ImageName};
+use flames_model::ImageKind;
 use flames_queue::WorkQueue;
 use flames_queue_memory::MemoryQueue;
-use flames_reconcile::{ReconcileConfig, ReconcileParts, Reconciler};
+use flames_reconcile::{ImageSweepConfig, ReconcileConfig, ReconcileParts, Reconciler};
 use flames_records::{Position, Records};
 use flames_service::{
-    ImageImporter, ImportProgress, Imported, Mutation, NoLinks, Service, ServiceConfig, ServiceParts,
+    ImageImporter, ImportProgress, Imported, NoLinks, Service, ServiceConfig, ServiceParts, SweepConfig,
 };
+use flames_simulated_guest::SimulatedGuests;
 use flames_state::StateStore;
 use flames_state_memory::MemoryStore;
 use flames_vmm::IncarnationName;
@@ -26,8 +28,8 @@ use tokio::task::JoinSet;
 use crate::check::{self, Truth, Violation};
 use crate::clients::{Client, SharedLedger, caller};
 use crate::faults::{Faults, Histogram, Shared};
-use crate::guest::SimulatedGuests;
 use crate::host::{Host, HostEnvironment};
+use crate::images::{self, ImageKeeper};
 use crate::sabotage::Sabotage;
 
 /// What a run is made from. The same plan gives the same run.
@@ -61,6 +63,11 @@ const REPLICAS: usize = 2;
 /// resync.
 const CALM: Duration = Duration::from_secs(40 * 60);
 const SETTLED: Duration = Duration::from_secs(7 * 60);
+/// Short enough that images are swept while the storm goes on.
+const IMAGES: ImageSweepConfig = ImageSweepConfig {
+    every: Duration::from_secs(5),
+    sweep: SweepConfig { grace: Duration::from_secs(8), takeover: Duration::from_secs(60) },
+};
 
 /// Runs `plan` on a runtime of its own: one thread, paused time.
 ///
@@ -100,6 +107,9 @@ struct World {
     random: Arc<SeededRandom>,
     faults: Arc<Faults>,
     store: Arc<dyn StateStore>,
+    blobs: Arc<dyn BlobStore>,
+    /// Blobs that were needed at some moment, and gone.
+    lost_blobs: BTreeSet<String>,
     queue: MemoryQueue,
     service: Service,
     environment: HostEnvironment,
@@ -129,9 +139,10 @@ impl World {
         let ids = Arc::new(UuidSource::new(Arc::clone(&clock), Arc::clone(&random)));
         let service = Service::new(ServiceParts {
             records: records.clone(),
-            blobs,
+            blobs: Arc::new(Decorated::new(Arc::clone(&blobs), inject())),
             importer: Arc::new(NoImports),
             links: Arc::new(NoLinks),
+            urls: Arc::new(flames_service::NoUrls),
             clock: Arc::clone(&clock),
             ids: ids.clone(),
             random: Arc::clone(&random),
@@ -164,6 +175,8 @@ impl World {
             random: seeded,
             faults,
             store,
+            blobs,
+            lost_blobs: BTreeSet::new(),
             queue,
             service,
             environment,
@@ -174,28 +187,16 @@ impl World {
             followed: Vec::new(),
         };
         world.replicas.resize_with(REPLICAS, || None);
-        world.add_image().await?;
+        images::import(&world.service, "debian", 0).await?;
         world.start_everything().await?;
         Ok(world)
     }
 
-    async fn add_image(&self) -> Result<()> {
-        let key = BlobKey::new("images/rootfs/debian")?;
-        let info = self.service.blobs().put_bytes(&key, "debian".into(), PutOptions::default()).await?;
-        let manifest = ImageManifest {
-            kind: ImageKind::Rootfs,
-            blob: key.as_str().to_owned(),
-            digest: info.digest.to_string(),
-            size_bytes: info.size,
-            defaults: ImageDefaults::default(),
-        };
-        let name = ImageName::new("debian")?;
-        self.service.name_image(&caller()?, &name, manifest, &Mutation::default()).await.map(|_| ())
-    }
-
     async fn start_everything(&mut self) -> Result<()> {
         for replica in self.replicas.iter_mut().filter(|replica| replica.is_none()) {
-            *replica = Some(Reconciler::start(self.reconcile.clone())?);
+            let mut started = Reconciler::start(self.reconcile.clone())?;
+            started.sweep_images(self.service.clone(), IMAGES);
+            *replica = Some(started);
         }
         for host in &mut self.hosts {
             host.cut_off.store(false, Ordering::Relaxed);
@@ -220,6 +221,13 @@ impl World {
             };
             clients.spawn(client.run(self.plan.operations.div_ceil(CLIENTS)));
         }
+        let mut keepers = JoinSet::new();
+        let keeper = ImageKeeper {
+            service: self.service.clone(),
+            clock: self.environment.clock.clone(),
+            random: Arc::new(SeededRandom::new(self.plan.seed.wrapping_mul(37))),
+        };
+        keepers.spawn(keeper.run());
         while !clients.is_empty() {
             tokio::select! {
                 biased;
@@ -300,6 +308,15 @@ impl World {
         if let Ok(entries) = self.service.events(&caller, after, 50).await {
             self.followed.extend(entries);
         }
+        self.look_for_blobs().await;
+    }
+
+    /// Everything that is needed right now is there.
+    async fn look_for_blobs(&mut self) {
+        let truth = Records::new(Arc::clone(&self.store));
+        // Neither store fails: these are not the decorated ones.
+        let lost = images::lost(&truth, self.blobs.as_ref()).await.unwrap_or_default();
+        self.lost_blobs.extend(lost);
     }
 
     /// No more faults: everything runs, until nothing changes any more.
@@ -338,12 +355,15 @@ impl World {
                 break;
             }
         }
+        let records = Records::new(Arc::clone(&self.store));
+        let left_over = images::left_over(&records, self.blobs.as_ref()).await?;
         let truth = Truth {
             records: Records::new(Arc::clone(&self.store)),
             hosts: self.hosts.iter().map(|host| (host.number, Arc::clone(&host.machines))).collect(),
             ledger: Arc::clone(&self.ledger),
             followed: std::mem::take(&mut self.followed),
             doubled: self.environment.guests.doubled(),
+            blobs: std::mem::take(&mut self.lost_blobs).into_iter().chain(left_over).collect(),
         };
         let violations = check::all(&truth).await?;
         let faults = self.faults.histogram();

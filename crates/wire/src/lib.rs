@@ -40,7 +40,7 @@ pub use query::{
     label_filter, parse_label_filter,
 };
 pub use spec::{CreateVm, CreateVmSpec, Port, Restart, SetLabels, VmSpec};
-pub use vm::{Endpoint, Exit, Incarnation, Reason, TimelineEntry, Vm, VmList, WaitResult};
+pub use vm::{Endpoint, Exit, Incarnation, Reason, Route, TimelineEntry, Vm, VmList, WaitResult};
 
 /// The version of the API that these types are of, as it stands in each path.
 pub const API_VERSION: &str = "v1";

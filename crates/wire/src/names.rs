@@ -178,6 +178,8 @@ mirrored!(
         NoCapacity,
         /// The image or kernel is not there any more.
         ImageMissing,
+        /// Something that takes its time is waited for.
+        Waiting,
     }
 );
 

@@ -61,7 +61,7 @@ pub struct CreateVmSpec {
     pub memory_mib: u64,
     /// Size of the writable layer over the image, in MiB.
     #[serde(default = "default_root_disk_mib")]
-    #[schema(minimum = 16, maximum = 16777216, default = 1024)]
+    #[schema(minimum = 32, maximum = 15728640, default = 1024)]
     pub root_disk_mib: u64,
     /// Whether the writable layer outlives a run.
     #[serde(default = "default_disk")]
@@ -99,6 +99,11 @@ pub struct CreateVmSpec {
     #[serde(default)]
     #[schema(default = false)]
     pub tty: bool,
+    /// Whether the workload has a standard input, which whoever attaches writes to until its end. Without it and without a terminal
+    /// the workload reads nothing.
+    #[serde(default)]
+    #[schema(default = false)]
+    pub stdin: bool,
     /// Ports of the guest to be reached from outside; each guest port once.
     #[serde(default)]
     #[schema(max_items = 32)]
@@ -265,6 +270,7 @@ impl CreateVmSpec {
             working_directory: None,
             user: None,
             tty: false,
+            stdin: false,
             ports: Vec::new(),
             restart: Restart::default(),
             timeout_ms: None,
@@ -291,6 +297,7 @@ impl CreateVmSpec {
             working_directory: self.working_directory,
             user: self.user,
             tty: self.tty,
+            stdin: self.stdin,
             ports: self.ports.into_iter().map(Into::into).collect(),
             restart: self.restart.into(),
             timeout_ms: self.timeout_ms,
@@ -341,6 +348,9 @@ pub struct VmSpec {
     pub user: Option<String>,
     /// Whether the workload runs on a terminal.
     pub tty: bool,
+    /// Whether the workload has a standard input.
+    #[serde(default)]
+    pub stdin: bool,
     /// Ports of the guest to be reached from outside.
     pub ports: Vec<Port>,
     /// What happens when the workload ends.
@@ -373,6 +383,7 @@ impl From<&flames_model::VmSpec> for VmSpec {
             working_directory: spec.working_directory.clone(),
             user: spec.user.clone(),
             tty: spec.tty,
+            stdin: spec.stdin,
             ports: spec.ports.iter().copied().map(Into::into).collect(),
             restart: spec.restart.into(),
             timeout_ms: spec.timeout_ms,

@@ -53,6 +53,16 @@ pub struct Endpoint {
     pub address: String,
 }
 
+/// Where one port of a VM is reached through the ingress.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Route {
+    /// The port inside the guest.
+    pub guest_port: u16,
+    /// The URL.
+    #[schema(example = "http://8080-vm-01890a5dac96774bbcceb302099a8057.localhost:7080")]
+    pub url: String,
+}
+
 /// When an incarnation first was in a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TimelineEntry {
@@ -147,6 +157,9 @@ pub struct Vm {
     pub restarts: u32,
     /// The present try at it.
     pub incarnation: Option<Incarnation>,
+    /// Where its ports are reached through the ingress, while it runs or is paused.
+    #[serde(default)]
+    pub routes: Vec<Route>,
     /// When the present run is stopped at the latest.
     #[schema(schema_with = crate::schema::optional_time)]
     pub deadline: Option<Timestamp>,
@@ -162,7 +175,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// What is shown of a VM with its current incarnation, which looks like `state`.
+    /// What is shown of a VM with its current incarnation, which looks like `state`. Its routes are for who knows the ingress to add.
     pub fn new(
         vm: &flames_model::Vm,
         incarnation: Option<&flames_model::Incarnation>,
@@ -185,6 +198,7 @@ impl Vm {
             generation: vm.generation,
             restarts: vm.restarts,
             incarnation: incarnation.map(Into::into),
+            routes: Vec::new(),
             deadline: vm.deadline,
             created_at: vm.created_at,
             updated_at: vm.updated_at,

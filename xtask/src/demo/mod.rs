@@ -13,13 +13,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use rustix::fs::FlockOperation;
 
+use crate::guest::DEBIAN;
 use crate::process::{Echo, Supervisor};
 use crate::stages::Stages;
 use crate::{Verdict, guest, tools, workspace};
 use control_plane::{ControlPlane, Settings};
 
-/// The word that stands for Debian's packaged kernel, as in `flames up --kernel debian`.
-const DEBIAN: &str = "debian";
 /// What the base image is called in Flames.
 const IMAGE: &str = "debian";
 /// The label of VMs of the demo, by which those that an earlier demo left are found.

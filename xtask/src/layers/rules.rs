@@ -115,7 +115,11 @@ enum Place {
     GuestProtocol,
     GuestAgent,
     Controller,
+    /// What runs in simulated machines.
+    SimulatedGuest,
     Testbed,
+    /// What starts real servers: for tests, benches and xtask.
+    TestServers,
     Binary,
     /// A harness under `benches/`: may measure anything, and only xtask may import it.
     Bench,
@@ -144,7 +148,9 @@ impl Place {
             "flames-guest-protocol" => Self::GuestProtocol,
             "flames-guest-agent" => Self::GuestAgent,
             "flames-controller" => Self::Controller,
+            "flames-simulated-guest" => Self::SimulatedGuest,
             "flames-testbed" => Self::Testbed,
+            "flames-test-servers" => Self::TestServers,
             _ => return Self::of_a_family(package.strip_prefix("flames-")?),
         };
         Some(place)
@@ -173,13 +179,14 @@ impl Place {
             Self::Leaf => return Permitted::Nothing,
             Self::Binary => return Permitted::House { but_the_binary: false },
             Self::Testbed => return Permitted::House { but_the_binary: true },
-            Self::Bench => return Permitted::House { but_the_binary: false },
-            Self::Xtask => return Permitted::BenchOnly,
+            Self::Bench => return Permitted::HouseAndTestServers,
+            Self::Xtask => return Permitted::BenchAndTestServers,
             Self::Model
             | Self::Provider(_)
             | Self::ConformanceRunner
             | Self::Firecracker
-            | Self::GuestProtocol => {
+            | Self::GuestProtocol
+            | Self::TestServers => {
                 vec![]
             }
             Self::Wire | Self::Scheduler => vec![Self::Model],
@@ -202,6 +209,9 @@ impl Place {
             Self::Transport => vec![Self::Service, Self::Wire, Self::Model],
             Self::Image => vec![Self::Provider(Blob)],
             Self::GuestAgent => vec![Self::GuestProtocol],
+            Self::SimulatedGuest => {
+                vec![Self::Controller, Self::GuestProtocol, Self::Provider(Vmm), Self::Adapter(Vmm)]
+            }
             Self::Controller => vec![
                 Self::Model,
                 Self::Client,
@@ -214,7 +224,7 @@ impl Place {
     }
 
     fn is_in_the_house(self) -> bool {
-        !matches!(self, Self::Bench | Self::Xtask)
+        !matches!(self, Self::Bench | Self::Xtask | Self::TestServers)
     }
 
     fn name(self) -> String {
@@ -230,6 +240,8 @@ impl Place {
             Self::Transport => "transport/*".to_owned(),
             Self::GuestProtocol => "guest/protocol".to_owned(),
             Self::GuestAgent => "guest/agent".to_owned(),
+            Self::SimulatedGuest => "testbed/guest".to_owned(),
+            Self::TestServers => "testbed/servers".to_owned(),
             other => format!("{other:?}").to_lowercase(),
         }
     }
@@ -243,8 +255,10 @@ enum Permitted {
     Nothing,
     /// Any crate of the house, perhaps but the binary.
     House { but_the_binary: bool },
-    /// Harnesses of benches alone.
-    BenchOnly,
+    /// Any crate of the house, and what starts servers.
+    HouseAndTestServers,
+    /// Harnesses of benches, and what starts servers.
+    BenchAndTestServers,
 }
 
 impl Permitted {
@@ -255,7 +269,8 @@ impl Permitted {
             Self::House { but_the_binary } => {
                 place.is_in_the_house() && !(*but_the_binary && place == Place::Binary)
             }
-            Self::BenchOnly => place == Place::Bench,
+            Self::HouseAndTestServers => place.is_in_the_house() || place == Place::TestServers,
+            Self::BenchAndTestServers => matches!(place, Place::Bench | Place::TestServers),
         }
     }
 }
@@ -280,8 +295,17 @@ impl fmt::Display for Permitted {
             Self::House { but_the_binary: false } => {
                 write!(formatter, "may import every crate of the house, and nothing outside it")
             }
-            Self::BenchOnly => {
-                write!(formatter, "stands outside the house: it may import bench harnesses alone")
+            Self::HouseAndTestServers => {
+                write!(
+                    formatter,
+                    "may import every crate of the house, testbed/servers, and nothing else of ours"
+                )
+            }
+            Self::BenchAndTestServers => {
+                write!(
+                    formatter,
+                    "stands outside the house: it may import bench harnesses and testbed/servers alone"
+                )
             }
         }
     }
@@ -398,7 +422,12 @@ mod tests {
         assert_allowed("flames-testbed", &["flames-service", "flames-state-memory", "flames-transport-http"]);
         assert_forbidden("flames-testbed", &["flames", "xtask"]);
         assert_allowed("flames", &["flames-testbed", "flames-state-sqlite", "flames-vmm-qemu"]);
-        assert_forbidden("flames-controller", &["flames", "flames-testbed"]);
+        assert_forbidden("flames-controller", &["flames", "flames-testbed", "flames-simulated-guest"]);
+        assert_allowed("flames-simulated-guest", &["flames-controller", "flames-vmm-simulated"]);
+        assert_forbidden(
+            "flames-simulated-guest",
+            &["flames-testbed", "flames-service", "flames-state-memory"],
+        );
     }
 
     #[test]
@@ -408,6 +437,16 @@ mod tests {
         assert_forbidden("flames-model", &["xtask"]);
         assert_allowed("xtask", &["flames-bench-api"]);
         assert_allowed("flames-bench-api", &["flames", "flames-service"]);
+    }
+
+    #[test]
+    fn what_starts_servers_is_for_xtask_benches_and_dev_dependencies_alone() {
+        assert_allowed("xtask", &["flames-test-servers"]);
+        assert_allowed("flames-bench-harness", &["flames-test-servers"]);
+        for from in ["flames", "flames-testbed", "flames-state-postgres", "flames-state-conformance"] {
+            assert_forbidden(from, &["flames-test-servers"]);
+        }
+        assert_forbidden("flames-test-servers", &["flames-state", "flames-testbed", "xtask"]);
     }
 
     #[test]

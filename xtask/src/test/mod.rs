@@ -2,7 +2,11 @@
 //!
 //! What the tests find in their environment:
 //! - `FLAMES_GUEST_AGENT`: the static agent binary for guests;
-//! - `FLAMES_TEST_KERNEL`: the kernel for guests, when there is one;
+//! - `FLAMES_TEST_KERNEL`: the kernel for guests, when there is one, and `FLAMES_TEST_KERNEL_MODULES`: the folder of the
+//!   modules that they must load with it, when it needs some;
+//! - `FLAMES_TEST_POSTGRES`, `_REDIS`, `_NATS`, `_ETCD`, `_S3`: the URL of a real server, one for all tests;
+//!   `FLAMES_TEST_CADDY`: that program; `FLAMES_TEST_…_PROGRAM` (and `FLAMES_TEST_POSTGRES_BIN`): the programs, for tests that
+//!   kill a server of their own. See the crate `flames-test-servers`;
 //! - `FLAMES_SCHEMATHESIS`: that program, when it is installed;
 //! - `FLAMES_FULL`: set by `--full`; what takes long or downloads much runs only then.
 //! - `FLAMES_REQUIRE`: under CI or `--full`, the names of all that is there, with commas (`qemu,kernel,agent,…`). A
@@ -13,7 +17,8 @@
 //! when it is asked for their list. A test that prints `report: <text>` has that text
 //! shown under its suite.
 
-mod report;
+mod doc_tests;
+pub(crate) mod report;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -22,22 +27,45 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
+use crate::guest::TestKernel;
 use crate::process::{Echo, Ended, Supervisor};
+use crate::servers::{ServerKind, Servers};
 use crate::stages::Stages;
 use crate::tools::Tools;
-use crate::{Verdict, guest, tools, workspace};
-use report::{DocTests, Report};
+use crate::{Verdict, guest, support, tools, workspace};
+use doc_tests::DocTests;
+use report::{Report, Skip};
 
 /// nextest's exit code for "some tests failed" (its documentation calls it `TEST_RUN_FAILED`).
 const NEXTEST_TESTS_FAILED: i32 = 100;
+
+/// Packages, or what their names begin with, whose tests start guests.
+const WITH_GUESTS: [&str; 5] =
+    ["flames-vmm-", "flames-guest-", "flames-image", "flames-testbed", "flames-controller"];
+
+/// By name.
+type Versions = Vec<(&'static str, String)>;
 
 #[derive(Args)]
 pub(crate) struct TestArguments {
     /// Nothing may be skipped for lack of a program that is there: what CI does.
     #[arg(long)]
     full: bool,
+    /// Only the tests of these packages (then no documentation tests).
+    #[arg(short, long = "package", value_name = "PACKAGE")]
+    packages: Vec<String>,
     /// Run only tests whose name contains one of these (then no documentation tests either).
     filters: Vec<String>,
+}
+
+impl TestArguments {
+    /// Whether a guest may be started, for which agent and kernel are made.
+    fn has_guests(&self) -> bool {
+        let starts = |package: &String| {
+            package == "flames" || WITH_GUESTS.iter().any(|prefix| package.starts_with(prefix))
+        };
+        self.packages.is_empty() || self.packages.iter().any(starts)
+    }
 }
 
 /// Runs the tests and prints what ran, what was skipped and why, and how long each stage took.
@@ -50,7 +78,7 @@ pub(crate) fn run(arguments: &TestArguments) -> Result<Verdict> {
     let outcome = run_stages(arguments, &supervisor, &mut stages);
     let leftovers = supervisor.end_leftovers();
     println!("\n=== minutes\n{}", stages.table());
-    let report = outcome?;
+    let (report, versions) = outcome?;
     if !leftovers.is_empty() {
         println!("left running by tests, killed now: {}", leftovers.join(", "));
     }
@@ -58,51 +86,60 @@ pub(crate) fn run(arguments: &TestArguments) -> Result<Verdict> {
     let summary_file = workspace::target_folder().join("xtask/test-summary.txt");
     std::fs::create_dir_all(summary_file.parent().unwrap_or(Path::new(".")))?;
     std::fs::write(&summary_file, format!("{summary}\n")).context("cannot write the summary")?;
+    let mut verdict = if report.all_passed() { Verdict::Passed } else { Verdict::Refused };
+    // Of a run of some of its tests nothing can be said about an adapter.
+    if arguments.filters.is_empty() {
+        let of_all = arguments.packages.is_empty();
+        let outcomes = support::keep(versions, report.results(), of_all)?;
+        if of_all && is_ci() && support::check(&outcomes)? == Verdict::Refused {
+            verdict = Verdict::Refused;
+        }
+    }
     println!("{summary}");
-    Ok(if report.all_passed() { Verdict::Passed } else { Verdict::Refused })
+    Ok(verdict)
 }
 
-fn run_stages(arguments: &TestArguments, supervisor: &Supervisor, stages: &mut Stages) -> Result<Report> {
+/// The report, and the versions of what adapters were tested against.
+fn run_stages(
+    arguments: &TestArguments,
+    supervisor: &Supervisor,
+    stages: &mut Stages,
+) -> Result<(Report, Versions)> {
     let mut tools = stages.run("tools", || tools::install(supervisor))?;
-    let agent = stages.run("guest agent", || guest::build_agent(supervisor))?;
-    tools.available.push("agent");
-    let kernel = stages.run("test kernel", || {
-        let kernel = guest::test_kernel(supervisor)?;
-        match &kernel {
-            Some(kernel) => println!("{}", kernel.display()),
-            None => println!("none: set FLAMES_TEST_KERNEL; suites that boot a guest skip"),
-        }
-        Ok(kernel)
-    })?;
-    if kernel.is_some() {
-        tools.available.push("kernel");
-    }
-    let mut environment = environment(&tools, &agent, kernel.as_deref(), arguments.full || is_ci())?;
+    let servers = stages.run("servers", || Servers::start(supervisor, &ServerKind::ALL))?;
+    tools.available.extend(servers.names());
+    let (agent, kernel) =
+        if arguments.has_guests() { guest_parts(supervisor, stages)? } else { (None, None) };
+    tools.available.extend(agent.as_ref().map(|_| "agent"));
+    tools.available.extend(kernel.as_ref().map(|_| "kernel"));
+    let mut environment = environment(&tools, agent.as_deref(), kernel.as_ref(), arguments.full || is_ci())?;
+    environment.extend(servers.environment());
     if arguments.full {
         environment.push(("FLAMES_FULL", "1".into()));
     }
 
+    let store = supervisor.folder().join("nextest");
+    let configuration = configuration(&store)?;
     let nextest = |verb: &str| {
         let mut command = workspace::cargo();
         command
-            .args(["nextest", verb, "--workspace"])
+            .args(["nextest", verb, "--config-file"])
+            .arg(&configuration)
+            .arg("--all-features")
+            .args(arguments.packages.is_empty().then_some("--workspace"))
+            .args(arguments.packages.iter().flat_map(|package| ["--package", package]))
             .current_dir(workspace::root())
             .envs(environment.clone());
         command
     };
     stages.run("build of tests", || supervisor.run_to_success(nextest("run").arg("--no-run")))?;
-    let junit = workspace::target_folder().join("nextest/default/junit.xml");
-    // A file of an earlier run must not be read as this one's.
-    if junit.exists() {
-        std::fs::remove_file(&junit)?;
-    }
     let ended = stages.run("tests", || supervisor.run(nextest("run").args(&arguments.filters)))?;
     match ended {
         Ended::Exited(0 | NEXTEST_TESTS_FAILED) => {}
         other => bail!("nextest: {other}"),
     }
-    let mut report =
-        Report::from_junit(&std::fs::read_to_string(&junit).context("nextest wrote no JUnit file")?)?;
+    let junit = std::fs::read_to_string(store.join("default/junit.xml"));
+    let mut report = Report::from_junit(&junit.context("nextest wrote no JUnit file")?)?;
     let (listed, list) = supervisor.run_capturing(
         nextest("list").args(["--message-format", "json"]).args(&arguments.filters),
         Echo::No,
@@ -114,10 +151,10 @@ fn run_stages(arguments: &TestArguments, supervisor: &Supervisor, stages: &mut S
         reasons_for_ignoring(supervisor, &environment, binary, folder)
     })?;
 
-    if arguments.filters.is_empty() {
+    if arguments.filters.is_empty() && arguments.packages.is_empty() {
         let doc_tests = stages.run("documentation tests", || {
             let mut command = workspace::cargo();
-            command.args(["test", "--doc", "--workspace", "--no-fail-fast"]);
+            command.args(["test", "--doc", "--workspace", "--all-features", "--no-fail-fast"]);
             command.current_dir(workspace::root()).envs(environment.clone());
             let (ended, text) = supervisor.run_capturing(&mut command, Echo::Yes)?;
             DocTests::from_output(&text, ended.success())
@@ -128,7 +165,39 @@ fn run_stages(arguments: &TestArguments, supervisor: &Supervisor, stages: &mut S
     if ended == Ended::Exited(NEXTEST_TESTS_FAILED) && report.all_passed() {
         bail!("nextest says that tests failed, and its JUnit file names none");
     }
-    Ok(report)
+    let mut versions = servers.versions();
+    versions.extend(tools::qemu_version().map(|version| ("qemu", version)));
+    Ok((report, versions))
+}
+
+/// The checkout's settings of nextest, but with what it writes in a folder of this run: by default that is below the checkout,
+/// wherever the target folder is, where another run may write at the same time.
+fn configuration(store: &Path) -> Result<PathBuf> {
+    let own = workspace::root().join(".config/nextest.toml");
+    let settings = std::fs::read_to_string(&own).with_context(|| own.display().to_string())?;
+    // A text of JSON is one of TOML too.
+    let folder = serde_json::to_string(store.to_str().context("the temporary folder has no name in UTF-8")?)?;
+    let path = store.with_extension("toml");
+    std::fs::write(&path, format!("{settings}\n[store]\ndir = {folder}\n"))
+        .with_context(|| path.display().to_string())?;
+    Ok(path)
+}
+
+/// The agent for guests of tests, and a kernel when there is one.
+fn guest_parts(
+    supervisor: &Supervisor,
+    stages: &mut Stages,
+) -> Result<(Option<PathBuf>, Option<TestKernel>)> {
+    let agent = stages.run("guest agent", || guest::build_agent(supervisor))?;
+    let kernel = stages.run("test kernel", || {
+        let kernel = guest::test_kernel(supervisor)?;
+        match &kernel {
+            Ok(kernel) => println!("{}", kernel.kernel.display()),
+            Err(why) => println!("none: {why}; set FLAMES_TEST_KERNEL; suites that boot a guest skip"),
+        }
+        Ok(kernel.ok())
+    })?;
+    Ok((Some(agent), kernel))
 }
 
 fn is_ci() -> bool {
@@ -137,13 +206,14 @@ fn is_ci() -> bool {
 
 fn environment(
     tools: &Tools,
-    agent: &Path,
-    kernel: Option<&Path>,
+    agent: Option<&Path>,
+    kernel: Option<&TestKernel>,
     require: bool,
 ) -> Result<Vec<(&'static str, OsString)>> {
-    let mut environment = vec![("FLAMES_GUEST_AGENT", agent.as_os_str().to_owned())];
+    let mut environment = Vec::new();
+    environment.extend(agent.map(|agent| ("FLAMES_GUEST_AGENT", agent.as_os_str().to_owned())));
     if let Some(kernel) = kernel {
-        environment.push(("FLAMES_TEST_KERNEL", kernel.as_os_str().to_owned()));
+        environment.extend(kernel.environment());
     }
     if let Some(schemathesis) = &tools.schemathesis {
         environment.push(("FLAMES_SCHEMATHESIS", schemathesis.as_os_str().to_owned()));
@@ -165,7 +235,7 @@ fn reasons_for_ignoring(
     environment: &[(&'static str, OsString)],
     binary: &Path,
     folder: &Path,
-) -> Result<Vec<String>> {
+) -> Result<Vec<Skip>> {
     let mut command = Command::new(binary);
     // Reasons go to the standard error, since the list itself is for machines.
     let both = supervisor.folder().join("ignored.txt");
@@ -173,5 +243,5 @@ fn reasons_for_ignoring(
     command.args(["--list", "--ignored", "--format", "terse"]).current_dir(folder);
     command.envs(environment.iter().cloned()).stdout(output.try_clone()?).stderr(output);
     supervisor.run(&mut command)?;
-    Ok(report::skip_reasons(&String::from_utf8_lossy(&std::fs::read(&both)?)))
+    Ok(report::skips(&String::from_utf8_lossy(&std::fs::read(&both)?)).collect())
 }

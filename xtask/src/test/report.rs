@@ -7,14 +7,21 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
+use super::doc_tests::DocTests;
+use crate::support::outcomes::{CaseResult, reason_for};
+
 /// Reasons and report lines shown under one suite at most: a table is no log.
 const MAX_LINES: usize = 40;
+
+/// Every case with what became of it, by suite and name.
+pub(crate) type Results = BTreeMap<String, BTreeMap<String, CaseResult>>;
 
 /// The results of one run, by suite (nextest's binary id: `package` for a library's unit tests, `package::binary`
 /// for others).
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     suites: BTreeMap<String, Suite>,
+    results: Results,
 }
 
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -58,6 +65,7 @@ impl Report {
         for suite_node in document.descendants().filter(|node| node.has_tag_name("testsuite")) {
             let name = suite_node.attribute("name").context("a test suite without a name")?;
             let suite = report.suites.entry(name.to_owned()).or_default();
+            let results = report.results.entry(name.to_owned()).or_default();
             for case in suite_node.children().filter(|node| node.has_tag_name("testcase")) {
                 suite.seconds +=
                     case.attribute("time").and_then(|time| time.parse::<f64>().ok()).unwrap_or(0.0);
@@ -68,13 +76,20 @@ impl Report {
                     .flat_map(|text| [text, "\n"])
                     .collect();
                 suite.lines.extend(lines_after(&output, "report: "));
-                if case.children().any(|node| node.has_tag_name("failure") || node.has_tag_name("error")) {
-                    suite.failed += 1;
-                } else if let Some(reason) = own_skip(&output, case.attribute("name").unwrap_or_default()) {
-                    suite.skip(&reason, 1);
-                } else {
-                    suite.passed += 1;
-                }
+                let name = case.attribute("name").unwrap_or_default();
+                let result =
+                    if case.children().any(|node| node.has_tag_name("failure") || node.has_tag_name("error"))
+                    {
+                        suite.failed += 1;
+                        CaseResult::Failed
+                    } else if let Some(reason) = own_skip(&output, name) {
+                        suite.skip(&reason, 1);
+                        CaseResult::Ignored(reason)
+                    } else {
+                        suite.passed += 1;
+                        CaseResult::Passed
+                    };
+                results.insert(name.to_owned(), result);
             }
         }
         Ok(report)
@@ -88,19 +103,26 @@ impl Report {
     pub(crate) fn add_ignored(
         &mut self,
         list: &str,
-        mut reasons: impl FnMut(&Path, &Path) -> Result<Vec<String>>,
+        mut reasons: impl FnMut(&Path, &Path) -> Result<Vec<Skip>>,
     ) -> Result<()> {
         let list: List = serde_json::from_str(list).context("cannot read the answer of nextest list")?;
         for (name, listed) in list.rust_suites {
             // A case that was not asked for is no case that was skipped.
-            let ignored =
-                |case: &&Case| case.ignored && case.filter_match.reason.as_deref() == Some("ignored");
-            let ignored = listed.testcases.values().filter(ignored).count();
-            if ignored == 0 {
+            let is_ignored =
+                |case: &Case| case.ignored && case.filter_match.reason.as_deref() == Some("ignored");
+            let ignored: Vec<&String> =
+                listed.testcases.iter().filter(|(_, case)| is_ignored(case)).map(|(name, _)| name).collect();
+            if ignored.is_empty() {
                 continue;
             }
+            let told = reasons(&listed.binary_path, &listed.cwd)?;
+            let results = self.results.entry(name.clone()).or_default();
+            for case in &ignored {
+                results.insert((*case).clone(), CaseResult::Ignored(reason_for(case, &told)));
+            }
             let suite = self.suites.entry(name).or_default();
-            let mut reasons = reasons(&listed.binary_path, &listed.cwd)?;
+            let ignored = ignored.len();
+            let mut reasons: Vec<String> = told.into_iter().map(|skip| skip.reason).collect();
             if reasons.len() == ignored {
                 reasons.iter().for_each(|reason| suite.skip(reason, 1));
             } else {
@@ -125,6 +147,11 @@ impl Report {
         if doc_tests.ignored > 0 {
             suite.skip("marked `ignore` in the documentation", doc_tests.ignored);
         }
+    }
+
+    /// Every case but documentation tests.
+    pub(crate) fn results(&self) -> &Results {
+        &self.results
     }
 
     pub(crate) fn all_passed(&self) -> bool {
@@ -211,47 +238,15 @@ impl fmt::Display for Report {
     }
 }
 
-/// The counts of `cargo test --doc`.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct DocTests {
-    passed: usize,
-    failed: usize,
-    ignored: usize,
-}
-
-impl DocTests {
-    /// Sums the lines `test result: ok. 1 passed; 0 failed; 2 ignored; …`.
-    ///
-    /// # Errors
-    /// When the command failed without a failed test: something did not build.
-    pub(crate) fn from_output(text: &str, success: bool) -> Result<Self> {
-        let mut sum = Self::default();
-        for line in text.lines().filter_map(|line| line.strip_prefix("test result: ")) {
-            let counts = line.split_once(". ").map_or(line, |(_, counts)| counts);
-            for count in counts.split(';') {
-                let mut words = count.split_whitespace();
-                if let (Some(Ok(count)), Some(what)) = (words.next().map(str::parse::<usize>), words.next()) {
-                    match what {
-                        "passed" => sum.passed += count,
-                        "failed" => sum.failed += count,
-                        "ignored" => sum.ignored += count,
-                        _ => {}
-                    }
-                }
-            }
-        }
-        anyhow::ensure!(success || sum.failed > 0, "the documentation tests could not be run");
-        Ok(sum)
-    }
-}
-
 /// One line `skipped: <reason>`, or `skipped: <suite>/<provider>: <case>: <reason>` as conformance suites print it.
-struct Skip {
-    case: Option<String>,
-    reason: String,
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Skip {
+    pub(crate) case: Option<String>,
+    pub(crate) reason: String,
 }
 
-fn skips(output: &str) -> impl Iterator<Item = Skip> + '_ {
+/// All such lines of an output.
+pub(crate) fn skips(output: &str) -> impl Iterator<Item = Skip> + '_ {
     lines_after(output, "skipped: ").map(|text| {
         let mut parts = text.splitn(3, ": ");
         match (parts.next(), parts.next(), parts.next()) {
@@ -261,11 +256,6 @@ fn skips(output: &str) -> impl Iterator<Item = Skip> + '_ {
             _ => Skip { case: None, reason: text },
         }
     })
-}
-
-/// The reasons for which a binary ignores cases, from what it prints when it lists them.
-pub(crate) fn skip_reasons(output: &str) -> Vec<String> {
-    skips(output).map(|skip| skip.reason).collect()
 }
 
 /// Why a case says that it has not really run. A conformance suite tells of the cases that it ignores in the output of
@@ -348,6 +338,10 @@ noise</system-out>
         let suite = &report.suites["flames-state-memory::conformance"];
         assert_eq!((suite.passed, suite.failed, suite.skipped), (1, 1, 1));
         assert_eq!(suite.reasons, BTreeMap::from([("no kernel here".to_owned(), 1)]));
+        let cases = &report.results()["flames-state-memory::conformance"];
+        assert_eq!(cases["a_commit_is_atomic"], CaseResult::Passed);
+        assert_eq!(cases["a_scan_is_one_cut"], CaseResult::Failed);
+        assert_eq!(cases["boots"], CaseResult::Ignored("no kernel here".to_owned()));
         assert!((suite.seconds - 1.0).abs() < 1e-9);
     }
 
@@ -371,6 +365,10 @@ noise</system-out>
         )
     }
 
+    fn skip(reason: &str) -> Skip {
+        Skip { case: None, reason: reason.to_owned() }
+    }
+
     const IGNORED: &str = r#""a": {"ignored": true, "filter-match": {"status": "mismatch", "reason": "ignored"}},
         "b": {"ignored": true, "filter-match": {"status": "mismatch", "reason": "ignored"}},
         "c": {"ignored": false, "filter-match": {"status": "matches"}}"#;
@@ -382,18 +380,21 @@ noise</system-out>
         report
             .add_ignored(&list_with(IGNORED), |binary, folder| {
                 asked.push((binary.to_owned(), folder.to_owned()));
-                Ok(vec!["no qemu".to_owned()])
+                Ok(vec![skip("no qemu")])
             })
             .unwrap();
         assert_eq!(asked, [(PathBuf::from("/t/real_vm"), PathBuf::from("/w/qemu"))]);
         assert_eq!(report.summary(), "0 passed, 0 failed, 2 skipped");
         assert!(report.to_string().contains("2 skipped: no qemu"), "{report}");
+        let cases = &report.results()["flames-vmm-qemu::real_vm"];
+        assert_eq!(cases["a"], CaseResult::Ignored("no qemu".to_owned()));
+        assert!(!cases.contains_key("c"), "what ran stands in the JUnit file");
     }
 
     #[test]
     fn one_reason_for_each_ignored_case_is_counted_by_case() {
         let mut report = Report::default();
-        let reasons = || Ok(vec!["no qemu".to_owned(), "no kernel".to_owned()]);
+        let reasons = || Ok(vec![skip("no qemu"), skip("no kernel")]);
         report.add_ignored(&list_with(IGNORED), |_, _| reasons()).unwrap();
         let text = report.to_string();
         assert!(text.contains("1 skipped: no qemu") && text.contains("1 skipped: no kernel"), "{text}");
@@ -402,7 +403,9 @@ noise</system-out>
     #[test]
     fn a_conformance_suite_gives_each_ignored_case_with_its_reason() {
         let output = "it_lasts: test\nskipped: state/memory: it_lasts: it is not durable: memory\nskipped: no kernel: none\n";
-        assert_eq!(skip_reasons(output), ["it is not durable: memory", "no kernel: none"]);
+        let lasting =
+            Skip { case: Some("it_lasts".to_owned()), reason: "it is not durable: memory".to_owned() };
+        assert_eq!(skips(output).collect::<Vec<_>>(), [lasting, skip("no kernel: none")]);
         assert_eq!(own_skip(output, "it_lasts").as_deref(), Some("it is not durable: memory"));
         assert_eq!(own_skip("skipped: state/memory: it_lasts: it is not durable", "another"), None);
     }
@@ -424,18 +427,9 @@ noise</system-out>
     }
 
     #[test]
-    fn documentation_tests_are_summed_over_the_crates() {
-        let text = "running 2 tests\ntest result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n\
-                    test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.5s\n";
-        let sum = DocTests::from_output(text, false).unwrap();
-        assert_eq!(sum, DocTests { passed: 5, failed: 1, ignored: 1 });
+    fn documentation_tests_count_in_the_summary() {
         let mut report = Report::default();
-        report.add_doc_tests(&sum);
+        report.add_doc_tests(&DocTests { passed: 5, failed: 1, ignored: 1 });
         assert_eq!(report.summary(), "5 passed, 1 failed, 1 skipped");
-    }
-
-    #[test]
-    fn documentation_tests_that_do_not_build_are_an_error_and_not_zero_failures() {
-        assert!(DocTests::from_output("error: could not compile\n", false).is_err());
     }
 }

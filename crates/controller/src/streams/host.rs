@@ -7,7 +7,7 @@ use flames_error::{ErrorKind, Result};
 use flames_vmm::ConsoleChunk;
 
 use super::process::send_entry;
-use super::{AcceptedStream, Broken, POLL, ToClient};
+use super::{AcceptedStream, Broken, CONSOLE_LOOK, LOOK, ToClient};
 use crate::folder::OutputEntry;
 
 /// Bytes of a log that are read at once.
@@ -30,6 +30,7 @@ impl AcceptedStream {
         };
         let (mut position, mut told) = (0, None);
         loop {
+            let changes = self.changes();
             // Asked before the log is read: what was written before the end is then there to be read.
             let is_over = self.live().is_none_or(|live| live.exit.is_some());
             let page = self.shared.folder.read_output(self.id, position, PAGE).await?;
@@ -45,7 +46,7 @@ impl AcceptedStream {
                 if !follow || is_over {
                     return to.send(StreamFrame::End).await;
                 }
-                self.shared.clock.sleep(POLL).await;
+                self.changed(changes, LOOK).await;
             }
         }
     }
@@ -69,6 +70,7 @@ impl AcceptedStream {
     pub(super) async fn console(&self, follow: bool, to: &ToClient) -> Served {
         let mut from = 0;
         loop {
+            let changes = self.changes();
             let live = self.live();
             let is_over = live.as_ref().is_none_or(|live| live.exit.is_some());
             let chunk = match &live {
@@ -86,14 +88,14 @@ impl AcceptedStream {
                 if !follow || is_over {
                     return to.send(StreamFrame::End).await;
                 }
-                self.shared.clock.sleep(POLL).await;
+                self.changed(changes, CONSOLE_LOOK).await;
                 continue;
             };
             if data.is_empty() {
                 if !follow || is_over {
                     return to.send(StreamFrame::End).await;
                 }
-                self.shared.clock.sleep(POLL).await;
+                self.changed(changes, CONSOLE_LOOK).await;
                 continue;
             }
             from = offset.saturating_add(data.len() as u64);

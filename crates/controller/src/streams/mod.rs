@@ -17,13 +17,15 @@ use flames_client::wire::stream::{StreamFrame, StreamRequest};
 use flames_clock::ClockExt;
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{Exit, IncarnationId};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::guest::Guest;
 use crate::shared::{Live, Shared};
 
-/// How often a log, a console or a guest that boots is looked at for more.
-const POLL: Duration = Duration::from_millis(10);
+/// How often a log or a guest that boots is looked at when nobody says that it changed: a hint that was missed costs this and no more.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often a console is looked at for more. Its machine's monitor writes it, and tells nobody.
+const CONSOLE_LOOK: Duration = Duration::from_millis(50);
 /// How long a side that must send something may take.
 const STALL: Duration = Duration::from_secs(60);
 
@@ -162,6 +164,18 @@ impl AcceptedStream {
         self.shared.live().get(&self.id).cloned()
     }
 
+    /// Hears of what changes from now on; to be had before looking, or what changes meanwhile is not heard. None: it is not here.
+    fn changes(&self) -> Option<watch::Receiver<()>> {
+        self.shared.live().get(&self.id).map(Live::changes)
+    }
+
+    /// Returns when the incarnation or its log changed since `changes` was had, or after `most`.
+    async fn changed(&self, changes: Option<watch::Receiver<()>>, most: Duration) {
+        let Some(mut changes) = changes else { return };
+        // Nobody to tell of changes any more is one; so is being late.
+        let _ = self.shared.clock.timeout(most, changes.changed()).await;
+    }
+
     /// How the run ended, when it has.
     fn exit(&self) -> Option<Exit> {
         self.live().and_then(|live| live.exit)
@@ -176,13 +190,14 @@ impl AcceptedStream {
     async fn guest(&self) -> Result<Arc<dyn Guest>> {
         let waited = async {
             loop {
+                let changes = self.changes();
                 if let Some(guest) = self.guest_now() {
                     return Some(guest);
                 }
                 if self.live().is_none_or(|live| live.exit.is_some()) {
                     return None;
                 }
-                self.shared.clock.sleep(POLL).await;
+                self.changed(changes, LOOK).await;
             }
         };
         let limit = self.shared.config.timings.guest_call;

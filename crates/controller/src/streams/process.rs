@@ -13,7 +13,7 @@ use flames_guest_protocol::message::{
     AttachRequest, ExecRequest as AgentExec, MAIN_PROCESS, ProcessExit, ProcessStatus, TerminalSize,
 };
 
-use super::{AcceptedStream, Broken, FromClient, POLL, ToClient, unexpected};
+use super::{AcceptedStream, Broken, FromClient, LOOK, ToClient, unexpected};
 use crate::folder::OutputEntry;
 use crate::guest::{Guest, GuestInput, GuestOutput, GuestProcess};
 
@@ -140,8 +140,12 @@ impl AcceptedStream {
             // The workload's end may have taken the guest along before its agent could tell; the host has it.
             Err(Broken::Failed(error)) if is_main && error.kind() == ErrorKind::Unavailable => {
                 let known = async {
-                    while self.exit().is_none() {
-                        self.shared.clock.sleep(POLL).await;
+                    loop {
+                        let changes = self.changes();
+                        if changes.is_none() || self.exit().is_some() {
+                            return;
+                        }
+                        self.changed(changes, LOOK).await;
                     }
                 };
                 match self.shared.clock.timeout(END_KNOWN, known).await {
@@ -157,13 +161,14 @@ impl AcceptedStream {
     async fn wait_for_guest_or_end(&self, from: &mut FromClient) -> Result<bool, Broken> {
         let ready = async {
             loop {
+                let changes = self.changes();
                 if self.guest_now().is_some() {
                     return true;
                 }
                 if self.live().is_none_or(|live| live.exit.is_some()) {
                     return false;
                 }
-                self.shared.clock.sleep(POLL).await;
+                self.changed(changes, LOOK).await;
             }
         };
         let limit = self.shared.config.timings.agent_ready;

@@ -1,13 +1,20 @@
 //! From an assignment to a machine that boots.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{Exit, IncarnationState, Reason, Source};
-use flames_vmm::{Observation, Phase, Prepared, StartFrom};
+use flames_vmm::{IncarnationName, Observation, Phase, Prepared, StartFrom};
 
 use super::{Worker, reasons};
 use crate::backoff::Backoff;
 use crate::machine::{self, Local};
 use crate::record::IncarnationRecord;
+use crate::shared::Shared;
+
+/// A preparation that takes longer than this says what it waits for.
+const LONG: Duration = Duration::from_millis(500);
 
 /// Why a machine did not come to boot.
 pub(super) struct NotUp {
@@ -32,7 +39,7 @@ impl Worker {
         let mut backoff = Backoff::new(&self.shared.config.timings);
         let prepared = loop {
             let left = deadline.saturating_since(self.shared.clock.monotonic());
-            let error = match self.shared.within("controller.prepare", left, self.make()).await {
+            let error = match self.prepare(left).await {
                 Ok(prepared) => break prepared,
                 Err(error) => error,
             };
@@ -69,36 +76,27 @@ impl Worker {
         }
     }
 
-    /// Makes everything local that the machine is made from, and the machine.
-    async fn make(&self) -> Result<Prepared> {
-        let missing = || Error::internal("controller.prepare", "there is no record to make a machine of");
-        let record: &IncarnationRecord = self.record.as_ref().ok_or_else(missing)?;
-        let assignment = &record.assignment;
-        let (artefacts, shared) = (&self.shared.artefacts, &self.shared);
-        let _turn = shared.preparations.acquire().await.map_err(|closed| {
-            Error::unavailable("controller.prepare", "the controller is closing").with_source(closed)
-        })?;
-        let layer = shared.folder.disk_path(assignment);
-        let local = Local {
-            kernel: artefacts.kernel(assignment.kernel.as_ref()).await?,
-            initramfs: artefacts.initramfs().await?,
-            rootfs: artefacts.rootfs(&assignment.image).await?,
-            layer,
+    /// Makes the machine, and says what that waits for when it takes long.
+    async fn prepare(&mut self, most: Duration) -> Result<Prepared> {
+        let (shared, name, record) = (Arc::clone(&self.shared), self.name.clone(), self.record.clone());
+        let making = async {
+            let missing = || Error::internal("controller.prepare", "there is no record to make a machine of");
+            make(&shared, &name, &record.ok_or_else(missing)?).await
         };
-        let size = assignment.spec.root_disk_mib.saturating_mul(1024 * 1024);
-        artefacts.writable_layer(&local.layer, size).await?;
-        let spec = machine::machine_spec(record, &local, shared.capabilities.user_network)?;
-        let preparing = || {
-            shared.drive("controller.prepare", Default::default(), shared.driver.prepare(&self.name, &spec))
-        };
-        match preparing().await {
-            // Made by an earlier process from other files, and never started: made anew.
-            Err(error) if error.kind() == ErrorKind::Conflict => {
-                let destroying = shared.driver.destroy(&self.name);
-                shared.drive("controller.destroy", Default::default(), destroying).await?;
-                preparing().await
+        let mut making = Box::pin(shared.within("controller.prepare", most, making));
+        let mut told = None;
+        loop {
+            tokio::select! {
+                biased;
+                made = &mut making => return made,
+                () = shared.clock.sleep(LONG) => {}
             }
-            done => done,
+            let waited_for = shared.driver.waited_for();
+            if waited_for != told {
+                let reason = waited_for.as_deref().map(reasons::waits_for);
+                told = waited_for;
+                self.enter(IncarnationState::Preparing, reason).await;
+            }
         }
     }
 
@@ -112,5 +110,34 @@ impl Worker {
     pub(super) async fn fail(&mut self, reason: Reason) {
         let exit: Exit = self.exit_by(flames_model::ExitCause::Machine);
         self.conclude(IncarnationState::Failed, exit, Some(reason)).await;
+    }
+}
+
+/// Makes everything local that the machine is made from, and the machine.
+async fn make(shared: &Shared, name: &IncarnationName, record: &IncarnationRecord) -> Result<Prepared> {
+    let (assignment, artefacts) = (&record.assignment, &shared.artefacts);
+    let _turn = shared.preparations.acquire().await.map_err(|closed| {
+        Error::unavailable("controller.prepare", "the controller is closing").with_source(closed)
+    })?;
+    let layer = shared.folder.disk_path(assignment);
+    let local = Local {
+        kernel: artefacts.kernel(assignment.kernel.as_ref()).await?,
+        initramfs: artefacts.initramfs().await?,
+        rootfs: artefacts.rootfs(&assignment.image).await?,
+        layer,
+    };
+    let size = assignment.spec.root_disk_mib.saturating_mul(1024 * 1024);
+    artefacts.writable_layer(&local.layer, size).await?;
+    let spec = machine::machine_spec(record, &local, shared.capabilities.user_network)?;
+    let preparing =
+        || shared.drive("controller.prepare", Default::default(), shared.driver.prepare(name, &spec));
+    match preparing().await {
+        // Made by an earlier process from other files, and never started: made anew.
+        Err(error) if error.kind() == ErrorKind::Conflict => {
+            let destroying = shared.driver.destroy(name);
+            shared.drive("controller.destroy", Default::default(), destroying).await?;
+            preparing().await
+        }
+        done => done,
     }
 }

@@ -241,6 +241,7 @@ impl Worker {
         if let Some(live) = self.shared.live().get_mut(&self.id) {
             live.guest = None;
             live.exit = Some(ending.exit);
+            live.changed();
         }
         self.enter(ending.state, ending.reason.clone()).await;
         if phase.is_some() {
@@ -311,6 +312,7 @@ impl Worker {
         let mut backoff = Backoff::new(&self.shared.config.timings);
         if let Some(live) = self.shared.live().get_mut(&self.id) {
             live.guest = None;
+            live.changed();
         }
         loop {
             let forgotten = async {

@@ -114,6 +114,7 @@ impl Worker {
         );
         if let Some(live) = self.shared.live().get_mut(&self.id) {
             live.guest = Some(session.view.clone());
+            live.changed();
         }
         let mut run = Run {
             view: session.view.clone(),
@@ -285,6 +286,7 @@ impl Worker {
         run.view = run.session.view.clone();
         if let Some(live) = self.shared.live().get_mut(&self.id) {
             live.guest = Some(run.view.clone());
+            live.changed();
         }
     }
 

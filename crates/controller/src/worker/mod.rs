@@ -323,6 +323,7 @@ impl Worker {
         record.timeline.entry(state).or_insert(now);
         if let Some(live) = self.shared.live().get_mut(&self.id) {
             live.exit = Some(exit);
+            live.changed();
         }
         tracing::info!(incarnation = %self.id, state = state.as_str(), ?exit, ?reason, "a run ended");
         self.end_written = self.write("how the run ended").await;

@@ -40,6 +40,10 @@ pub(crate) fn not_prepared(error: &Error) -> Reason {
     Reason::new(ReasonCode::NotPrepared, format!("The machine could not be made: {}", sentence(error)))
 }
 
+pub(crate) fn waits_for(sentence: &str) -> Reason {
+    Reason::new(ReasonCode::Waiting, sentence)
+}
+
 pub(crate) fn not_started(error: &Error) -> Reason {
     let said = match (error.user_message(), error.kind()) {
         (None, ErrorKind::Internal) => error.message().to_owned(),

@@ -20,8 +20,9 @@ use crate::folder::{MAX_ENTRY, OutputEntry};
 use crate::guest::{Guest, GuestOutput};
 use crate::shared::Shared;
 
-/// How often an agent that has not answered yet is tried, at most.
-const BOOTING_RETRY: Duration = Duration::from_millis(250);
+/// The pauses between tries of an agent that has not answered yet: the sooner it is noticed, the better. The first is short for guests that
+/// come up at once, as restored ones do.
+const BOOTING_RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(250));
 /// How many bytes of output are gathered for one write.
 const GATHERED: usize = 256 * 1024;
 
@@ -90,6 +91,7 @@ struct Keeper {
 impl Keeper {
     async fn run(mut self) {
         let mut backoff = Backoff::new(&self.shared.config.timings);
+        let mut booting = Backoff::between(BOOTING_RETRY.0, BOOTING_RETRY.1);
         loop {
             if self.paused.wait_for(|paused| !*paused).await.is_err() {
                 return;
@@ -101,9 +103,11 @@ impl Keeper {
                         view.ready = true;
                         view.last_error = None;
                     });
+                    self.shared.live_changed(self.id);
                     let since = self.shared.clock.monotonic();
                     let ended = self.serve(guest.as_ref()).await;
                     self.view.send_modify(|view| view.guest = None);
+                    self.shared.live_changed(self.id);
                     if self.shared.clock.monotonic().saturating_since(since) > Duration::from_secs(10) {
                         backoff.reset();
                     }
@@ -112,11 +116,9 @@ impl Keeper {
                 Err(error) => error,
             };
             tracing::debug!(incarnation = %self.id, ?error, "no session with the guest's agent");
-            let mut wait = backoff.next(self.shared.random.as_ref());
             let ready = self.view.borrow().ready;
+            let wait = if ready { &mut backoff } else { &mut booting }.next(self.shared.random.as_ref());
             if !ready {
-                // It boots: the sooner it is noticed, the better.
-                wait = wait.min(BOOTING_RETRY);
                 let said = error.user_message().unwrap_or_else(|| error.message()).to_owned();
                 self.view.send_if_modified(|view| {
                     view.last_error = Some(said);
@@ -281,6 +283,7 @@ impl<'a> OutputLog<'a> {
         if let Err(error) = self.shared.folder.append_output(self.id, entries).await {
             tracing::warn!(?error, incarnation = %self.id, "output could not be kept");
         }
+        self.shared.live_changed(self.id);
     }
 
     /// Waits as long as the workload is ahead of what it may write, by more than a second's worth.

@@ -126,6 +126,10 @@ impl GuestProgram for Program {
                         sleep(number(&argv, 2)).await;
                         inside.exits(Some(i32::try_from(number(&argv, 1)).unwrap()), None, None);
                     }
+                    "late" => {
+                        sleep(number(&argv, 1)).await;
+                        inside.writes(b"at last\n");
+                    }
                     "missing" => inside.exits(Some(127), None, Some("missing: no such file or directory")),
                     "flood" => {
                         let mut left = number(&argv, 1);

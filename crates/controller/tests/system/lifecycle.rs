@@ -465,3 +465,33 @@ async fn a_driver_that_does_not_work_here_is_refused_with_its_sentence() {
     assert_eq!(error.kind(), ErrorKind::NotSupported);
     assert_eq!(error.user_message(), Some("Install the monitor first."));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_vm_that_lives_needs_is_never_swept_and_what_nobody_needs_is() {
+    let world = World::new();
+    let id = world.assign(1, &["forever"]).await;
+    let controller = world.start().await;
+    world.until_state(id, IncarnationState::Running).await;
+    world.clock.advance(Duration::from_secs(11 * 60)).await;
+    let swept = || std::mem::take(&mut *world.artefacts.swept.lock().unwrap());
+    assert_eq!(swept(), [["1"]], "on a timer");
+    world.purge_all(controller, &[id]).await;
+    let controller = world.start().await;
+    world.clock.advance(Duration::from_secs(11 * 60)).await;
+    assert_eq!(swept().last(), Some(&Vec::new()), "and another process goes on");
+    controller.shutdown(ShutdownMode::LeaveRunning).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_vm_has_its_host_swept_soon() {
+    let world = World::new();
+    let id = world.assign(1, &["exit", "0", "10"]).await;
+    let controller = world.start().await;
+    world.until_released(id).await;
+    world.api.want(id, Wanted::Purged);
+    world.until_purged(id).await;
+    world.api.unassign(id, false);
+    world.clock.advance(Duration::from_secs(20)).await;
+    assert_eq!(*world.artefacts.swept.lock().unwrap(), [Vec::<String>::new()]);
+    controller.shutdown(ShutdownMode::LeaveRunning).await;
+}

@@ -8,7 +8,7 @@ use flames_client::wire::stream::{
 use flames_clock::{Clock, ClockExt};
 use flames_controller::{Controller, ShutdownMode};
 use flames_error::ErrorKind;
-use flames_model::{IncarnationId, IncarnationState};
+use flames_model::{IncarnationId, IncarnationState, Wanted};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -167,6 +167,26 @@ async fn logs_follow_to_the_end_and_can_begin_late() {
     assert!(world.clock.monotonic().saturating_since(from) > Duration::from_secs(2), "to the end of the run");
     world.until_released(id).await;
     assert_eq!(text(&logs(true, None, Some(1)).await), "four");
+    world.purge_all(controller, &[id]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_of_a_log_hears_of_output_and_of_the_end_when_they_come() {
+    let world = World::new();
+    let (controller, id) = running(&world, &["late", "5000"]).await;
+    let started = world.clock.monotonic();
+    let request = StreamRequest::Logs { follow: true, since: None, tail: None };
+    let mut client = Client::open(&controller, id, request);
+    let StreamFrame::Stdout { data, .. } = client.next().await.unwrap() else { panic!("no output") };
+    assert_eq!(&data[..], b"at last\n");
+    let heard = world.clock.monotonic().saturating_since(started);
+    assert!(heard <= Duration::from_millis(5_000), "{heard:?} is later than it was written");
+
+    world.api.want(id, Wanted::Stopped);
+    world.until_released(id).await;
+    let stopped = world.clock.monotonic();
+    assert_eq!(client.rest().await, [StreamFrame::End]);
+    assert_eq!(world.clock.monotonic(), stopped);
     world.purge_all(controller, &[id]).await;
 }
 

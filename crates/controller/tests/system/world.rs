@@ -25,8 +25,11 @@ use crate::guests::{Connector, Guests, Inside, Program};
 use crate::steps::{SteppedApi, SteppedDriver, SteppedFolder, Steps};
 
 /// Artefacts that are always there; what is wrong with them is said by the image's digest.
-#[derive(Debug)]
-pub(crate) struct ImaginedArtefacts;
+#[derive(Debug, Default)]
+pub(crate) struct ImaginedArtefacts {
+    /// What was needed at each sweep.
+    pub(crate) swept: std::sync::Mutex<Vec<Vec<String>>>,
+}
 
 #[async_trait]
 impl Artefacts for ImaginedArtefacts {
@@ -58,6 +61,11 @@ impl Artefacts for ImaginedArtefacts {
     async fn writable_layer(&self, _path: &Path, _size_bytes: u64) -> Result<()> {
         Ok(())
     }
+    async fn sweep(&self, needed: &[ImageManifest]) -> Result<()> {
+        let needed = needed.iter().map(|image| image.digest.clone()).collect();
+        self.swept.lock().unwrap().push(needed);
+        Ok(())
+    }
 }
 
 pub(crate) struct World {
@@ -69,6 +77,7 @@ pub(crate) struct World {
     pub(crate) steps: Arc<Steps>,
     pub(crate) config: ControllerConfig,
     pub(crate) random: Arc<SeededRandom>,
+    pub(crate) artefacts: Arc<ImaginedArtefacts>,
 }
 
 pub(crate) fn timings() -> SimulatedTimings {
@@ -114,6 +123,7 @@ impl World {
             guests,
             config,
             random,
+            artefacts: Arc::default(),
         }
     }
 
@@ -122,7 +132,7 @@ impl World {
         ControllerParts {
             driver: Arc::new(SteppedDriver::new(driver, Arc::clone(&self.steps))),
             api: Arc::new(SteppedApi(self.api.clone(), Arc::clone(&self.steps))),
-            artefacts: Arc::new(ImaginedArtefacts),
+            artefacts: self.artefacts.clone(),
             guests: Arc::new(Connector(Arc::clone(&self.guests))),
             folder: Arc::new(SteppedFolder(self.folder.clone(), Arc::clone(&self.steps))),
             clock: self.clock.clone(),
@@ -240,6 +250,7 @@ pub(crate) fn spec(command: &[&str]) -> VmSpec {
         working_directory: None,
         user: None,
         tty: false,
+        stdin: false,
         ports: Vec::new(),
         restart: RestartPolicy::default(),
         timeout_ms: None,

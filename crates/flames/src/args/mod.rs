@@ -1,6 +1,6 @@
 //! The command line.
 
-mod parse;
+pub(crate) mod parse;
 mod up;
 mod vm;
 
@@ -10,9 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub(crate) use parse::{Forward, Place};
-#[cfg(feature = "qemu")]
-pub(crate) use up::Accel;
-pub(crate) use up::{Driver, LogFormat, OnExit, UpArgs};
+pub(crate) use up::{ConfigAction, DbAction, UpArgs};
 pub(crate) use vm::{
     AttachArgs, CopyArgs, ExecArgs, LifecycleArgs, LogsArgs, PortForwardArgs, PsArgs, RemoveArgs,
     RestartWhen, RunArgs,
@@ -49,8 +47,11 @@ pub(crate) struct Arguments {
 }
 
 /// What every command takes.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Global {
+    /// The configuration [default: ~/.config/flames/flames.toml, else /etc/flames/flames.toml, where there is one].
+    #[arg(long, global = true, env = "FLAMES_CONFIG", value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = "Everywhere")]
+    pub(crate) config: Option<PathBuf>,
     /// The data folder of `flames up` [default: ~/.local/share/flames].
     #[arg(long, global = true, env = "FLAMES_DATA", value_name = "DIR", help_heading = "Everywhere")]
     pub(crate) data: Option<PathBuf>,
@@ -81,6 +82,7 @@ pub(crate) struct Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Serve the API and run VMs on this machine, in the foreground.
+    #[command(after_help = up::EXAMPLES)]
     Up(Box<UpArgs>),
     /// Create a VM, stream its workload's output, and end as the workload ends.
     Run(Box<RunArgs>),
@@ -125,14 +127,17 @@ pub(crate) enum Command {
     Rm(RemoveArgs),
     /// Show what happened.
     #[command(
-        after_help = "Examples:\n  flames events\n  flames events -f --vm web-1\n  flames --json events -f | jq .type"
+        after_help = "Examples:\n  flames events\n  flames events -f --vm web-1\n  flames events --controllers\n  flames --json events -f | jq .type"
     )]
     Events {
         /// Go on as more happens.
         #[arg(long, short)]
         follow: bool,
+        /// What happened to the hosts that run VMs, in place of what happened to VMs and images.
+        #[arg(long)]
+        controllers: bool,
         /// Only what concerns this VM, by name or id.
-        #[arg(long, value_name = "VM")]
+        #[arg(long, value_name = "VM", conflicts_with = "controllers")]
         vm: Option<String>,
         /// Only events behind this position.
         #[arg(long, value_name = "POSITION")]
@@ -151,6 +156,16 @@ pub(crate) enum Command {
     Image {
         #[command(subcommand)]
         action: ImageAction,
+    },
+    /// Check, show and write the configuration.
+    Config {
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
+    /// Look after the database.
+    Db {
+        #[command(subcommand)]
+        action: DbAction,
     },
     /// Find out what keeps VMs from starting here, and what to do about it.
     #[command(

@@ -1,12 +1,13 @@
 //! How values are written on the command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use flames_model::Timestamp;
 
 /// An amount of memory or disk in MiB: `512`, `512M`, `2G`, `1T`.
-pub(super) fn mebibytes(text: &str) -> Result<u64, String> {
+pub(crate) fn mebibytes(text: &str) -> Result<u64, String> {
     const WRONG: &str = "an amount is a number of MiB, or one with M, G or T: 512, 512M, 2G";
     let lower = text.trim().to_ascii_lowercase();
     let trimmed = lower.trim_end_matches("ib").trim_end_matches('b');
@@ -21,7 +22,7 @@ pub(super) fn mebibytes(text: &str) -> Result<u64, String> {
 }
 
 /// A duration: `1500ms`, `90s`, `5m`, `2h`, `1d`; a bare number is seconds.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const WRONG: &str = "a duration is a number with ms, s, m, h or d: 90s, 5m, 1500ms";
     let text = text.trim();
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -37,8 +38,23 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(factor).map(Duration::from_millis).ok_or_else(|| WRONG.to_owned())
 }
 
+/// Where the API is served. It has no TLS of its own, so it stays on the loopback interface.
+pub(crate) fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address = match text.parse::<u16>() {
+        Ok(port) => SocketAddr::from(([127, 0, 0, 1], port)),
+        Err(_) => text
+            .parse::<SocketAddr>()
+            .map_err(|_| "an address is 127.0.0.1:PORT, [::1]:PORT, or a port alone".to_owned())?,
+    };
+    if address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err("only a loopback address: the token would cross the network in the clear. Put a proxy with TLS in front".to_owned())
+    }
+}
+
 /// `KEY=VALUE`; a bare `KEY` has an empty value.
-pub(super) fn pair(text: &str) -> Result<(String, String), String> {
+pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     if key.is_empty() {
         return Err("a pair is KEY=VALUE".to_owned());
@@ -142,6 +158,14 @@ pub(super) fn place(text: &str) -> Result<Place, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_api_is_served_on_loopback_only() {
+        assert_eq!(loopback("0").unwrap().to_string(), "127.0.0.1:0");
+        assert_eq!(loopback("[::1]:9").unwrap().to_string(), "[::1]:9");
+        assert!(loopback("0.0.0.0:7070").is_err());
+        assert!(loopback("localhost").is_err());
+    }
 
     #[test]
     fn amounts_are_mebibytes_or_say_their_unit() {

@@ -10,6 +10,7 @@ const RUN_EXAMPLES: &str = "\
 Examples:
   flames run debian -- uname -a
   flames run --rm -it debian -- /bin/bash
+  flames run --rm -i debian -- wc -l < lines.txt
   flames run -d --name web -p 8080:80 --restart always nginx
   TOKEN=… flames run --rm --secret-env TOKEN debian -- sh -c 'echo ${#TOKEN}'
   flames run --cpus 2 --memory 1G --disk 4G --persistent --name db debian -- sleep infinity
@@ -20,8 +21,8 @@ Ctrl-C is sent to the workload as SIGINT; a second one stops the VM; a third lea
 #[derive(Debug, Clone, Args)]
 #[command(after_help = RUN_EXAMPLES)]
 pub(crate) struct RunArgs {
-    /// Send standard input to the workload; needs -t.
-    #[arg(long, short, requires = "tty", conflicts_with = "detach")]
+    /// Send standard input to the workload, to its end.
+    #[arg(long, short, conflicts_with = "detach")]
     pub(crate) interactive: bool,
     /// Give the workload a terminal.
     #[arg(long, short)]

@@ -18,6 +18,7 @@ const PAGE: u32 = 1_000;
 pub(super) async fn events(
     context: &Context,
     follow: bool,
+    controllers: bool,
     vm: Option<&str>,
     mut after: Option<String>,
 ) -> Outcome {
@@ -41,7 +42,10 @@ pub(super) async fn events(
     };
     loop {
         let query = EventQuery { after: after.clone(), follow: false, limit: Some(PAGE) };
-        let page = client.list_events(&query).await?;
+        let page = match controllers {
+            true => client.list_controller_events(&query).await?,
+            false => client.list_events(&query).await?,
+        };
         page.items.iter().try_for_each(show)?;
         let full = page.items.len() >= PAGE as usize;
         let moved = after.as_ref() != Some(&page.next_cursor);
@@ -53,7 +57,10 @@ pub(super) async fn events(
     if !follow {
         return Ok(ExitCode::SUCCESS);
     }
-    let mut events = client.follow_events(after, ATTEMPTS);
+    let mut events = match controllers {
+        true => client.follow_controller_events(after, ATTEMPTS),
+        false => client.follow_events(after, ATTEMPTS),
+    };
     while let Some(event) = events.next().await {
         show(&event?)?;
     }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use flames_wire::{Vm, VmListQuery, VmState, label_filter};
+use flames_wire::{ReasonCode, Vm, VmListQuery, VmState, label_filter};
 
 use super::{Context, controllers, now};
 use crate::args::PsArgs;
 use crate::exit::{Failure, Outcome};
-use crate::output::{self, age};
+use crate::output::{self, age, printable};
 
 /// Lists VMs.
 pub(super) async fn ps(context: &Context, arguments: &PsArgs) -> Outcome {
@@ -79,7 +79,10 @@ pub(super) fn described(vm: &Vm) -> String {
             (None, Some(signal)) => format!("{} (signal {signal})", vm.state),
             (None, None) => vm.state.to_string(),
         },
-        None => vm.state.to_string(),
+        None => match vm.reason.as_ref().filter(|reason| reason.code == ReasonCode::Waiting) {
+            Some(reason) => format!("{}: {}", vm.state, printable(&reason.message)),
+            None => vm.state.to_string(),
+        },
     }
 }
 

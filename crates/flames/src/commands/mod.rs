@@ -1,5 +1,6 @@
 //! The commands that speak to the API.
 
+mod config;
 mod controllers;
 mod copy;
 mod doctor;
@@ -62,11 +63,13 @@ pub(crate) async fn carry_out(arguments: Arguments, output: Output) -> Outcome {
             lifecycle::change(&context()?, lifecycle::Change::Resume, &arguments).await
         }
         Command::Rm(arguments) => lifecycle::remove(&context()?, &arguments).await,
-        Command::Events { follow, vm, after } => {
-            events::events(&context()?, follow, vm.as_deref(), after).await
+        Command::Events { follow, controllers, vm, after } => {
+            events::events(&context()?, follow, controllers, vm.as_deref(), after).await
         }
         Command::Controllers { action } => controllers::controllers(&context()?, action).await,
         Command::Image { action } => images::images(&context()?, action).await,
+        Command::Config { action } => config::config(&global, output, &action).await,
+        Command::Db { action } => config::db(&global, output, &action).await,
         Command::Doctor(arguments) => doctor::doctor(&global, output, &arguments).await,
         Command::Version => show::version(&global, output).await,
         Command::Up(_) | Command::Completions { .. } | Command::ConvertImage => Ok(ExitCode::SUCCESS),

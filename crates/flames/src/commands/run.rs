@@ -129,6 +129,7 @@ fn request(arguments: RunArgs) -> CreateVm {
     spec.working_directory = arguments.workdir;
     spec.user = arguments.user;
     spec.tty = arguments.tty;
+    spec.stdin = arguments.interactive;
     spec.ports = arguments.ports.into_iter().map(port).collect();
     spec.restart.policy = restart;
     spec.restart.max_restarts = arguments.max_restarts;
@@ -167,11 +168,13 @@ async fn bring_up(
                 continue;
             }
             EventType::VmPlaced => phases.phase("placed"),
-            EventType::VmState => {
-                if let Some(state) = event.state {
-                    phases.phase(phase(state));
+            EventType::VmState => match (event.state, &event.reason) {
+                (Some(IncarnationState::Preparing), Some(reason)) => {
+                    phases.phase(&output::printable(&reason.message));
                 }
-            }
+                (Some(state), _) => phases.phase(phase(state)),
+                (None, _) => {}
+            },
             EventType::VmDeleted => {}
             _ => continue,
         }
@@ -211,6 +214,9 @@ fn has_run(vm: &Vm) -> bool {
 }
 
 fn tell_endpoints(context: &Context, vm: &Vm) {
+    for route in &vm.routes {
+        context.output.say(format!("Port {} is at {}", route.guest_port, route.url));
+    }
     for endpoint in vm.incarnation.iter().flat_map(|incarnation| &incarnation.endpoints) {
         context.output.say(format!("Port {} is at http://{}", endpoint.guest_port, endpoint.address));
     }

@@ -71,6 +71,9 @@ fn facts(vm: &Vm) -> Vec<Vec<String>> {
         for endpoint in &incarnation.endpoints {
             row("port", format!("{} -> {}", endpoint.address, endpoint.guest_port));
         }
+        for route in &vm.routes {
+            row("url", route.url.clone());
+        }
         let mut before = incarnation.created_at;
         for entry in &incarnation.timeline {
             let took = entry.at.duration_since(before).as_millis();

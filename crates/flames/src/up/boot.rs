@@ -1,5 +1,6 @@
 //! What machines boot: the kernel, and the initramfs with the agent.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,13 +10,15 @@ use flames_image::kernel::{GUEST_MODULES, ordered_modules, recognise};
 use flames_image::{ImageErrorKind, debian};
 use sha2::{Digest, Sha256};
 
-use crate::args::UpArgs;
+use crate::config::UpConfig;
 use crate::data::DataFolder;
 use crate::exit::{Failure, NOT_FOUND};
 use crate::output::Output;
 
 /// The name of the agent's binary.
 const AGENT: &str = "flames-guest-agent";
+/// What the name of every initramfs that is made here begins with.
+const INITRAMFS: &str = "initramfs-";
 /// The word that stands for Debian's packaged kernel.
 const DEBIAN: &str = "debian";
 
@@ -30,7 +33,7 @@ pub(crate) struct BootFiles {
 
 /// Finds or makes what machines boot from; what is made lies in `place`. Blocks.
 pub(crate) fn prepare(
-    arguments: &UpArgs,
+    arguments: &UpConfig,
     place: &Path,
     data: &DataFolder,
     output: Output,
@@ -112,7 +115,7 @@ fn candidates() -> Vec<PathBuf> {
 /// The archive as a file named by its digest. One that is there is whole: it was put in its place at once.
 fn kept(place: &Path, archive: &[u8]) -> std::io::Result<PathBuf> {
     let digest = hex::encode(Sha256::digest(archive));
-    let path = place.join(format!("initramfs-{}", &digest[..32]));
+    let path = place.join(format!("{INITRAMFS}{}", &digest[..32]));
     if !path.is_file() {
         let mut file = tempfile::NamedTempFile::new_in(place)?;
         file.write_all(archive)?;
@@ -120,6 +123,22 @@ fn kept(place: &Path, archive: &[u8]) -> std::io::Result<PathBuf> {
         file.persist(&path).map_err(|error| error.error)?;
     }
     Ok(path)
+}
+
+/// Removes every initramfs that was made in `place` and is neither `current` nor one of those that are `needed`.
+pub(crate) fn prune(place: &Path, current: &Path, needed: &BTreeSet<PathBuf>) {
+    let same = |one: &Path, other: &Path| one == other || fs::canonicalize(one).is_ok_and(|one| one == other);
+    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let made_here = entry.file_name().to_str().is_some_and(|name| name.starts_with(INITRAMFS));
+        let is_needed = same(&path, current) || needed.iter().any(|needed| same(&path, needed));
+        if made_here
+            && !is_needed
+            && let Err(error) = fs::remove_file(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "an old initramfs could not be removed");
+        }
+    }
 }
 
 #[cfg(test)]
@@ -149,5 +168,18 @@ mod tests {
         assert_eq!(kept(folder.path(), b"archive").unwrap(), first);
         assert_ne!(kept(folder.path(), b"other").unwrap(), first);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn an_initramfs_goes_when_no_machine_needs_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let current = kept(folder.path(), b"current").unwrap();
+        let needed = kept(folder.path(), b"needed").unwrap();
+        let old = kept(folder.path(), b"old").unwrap();
+        let other = folder.path().join("vmlinuz");
+        fs::write(&other, "not one of ours").unwrap();
+        prune(folder.path(), &current, &BTreeSet::from([needed.clone(), "/elsewhere/initramfs-0".into()]));
+        assert!(current.exists() && needed.exists() && other.exists());
+        assert!(!old.exists());
     }
 }

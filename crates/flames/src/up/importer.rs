@@ -154,6 +154,11 @@ fn tell(progress: &ImportProgress, words: String) {
 
 /// An error in the API's own codes, without the name that the upload has on this host.
 fn for_the_sender(error: Error, file: &Path) -> Error {
+    if error.code() == Some("IMAGE_NO_SPACE") {
+        return error.with_user_message(
+            "The server's disk is full: it has not the room to make this image. Free some, and import it again.",
+        );
+    }
     let told = error.user_message().map(|message| message.replace(&format!("{}: ", file.display()), ""));
     let error = match error.kind() {
         _ if error.code().is_some_and(|code| flames_wire::codes::known(code).is_some()) => error,

@@ -11,7 +11,7 @@ use flames_vmm::VmDriver;
 use tokio::task::JoinHandle;
 
 use super::EPHEMERAL;
-use crate::args::{Driver, UpArgs};
+use crate::config::{Driver, UpConfig};
 use crate::data::LockedFolder;
 use crate::exit::Failure;
 use crate::output::Output;
@@ -28,7 +28,7 @@ pub(super) struct Machines {
     pub(super) artefacts: Arc<dyn Artefacts>,
     /// The kernel of VMs that name none, for people.
     pub(super) kernel: Option<String>,
-    /// Finds out ahead of the first VM what accelerates it. Not to be dropped under way: its machine would run on.
+    /// Finds out ahead of the first VM what accelerates it.
     pub(super) warming: Option<JoinHandle<()>>,
 }
 
@@ -37,7 +37,7 @@ impl Machines {
     pub(super) async fn start(
         base: &Path,
         folder: &LockedFolder,
-        arguments: &UpArgs,
+        arguments: &UpConfig,
         blobs: Arc<dyn BlobStore>,
         clock: &Arc<dyn Clock>,
         output: Output,
@@ -51,13 +51,22 @@ impl Machines {
 
 #[cfg(feature = "simulated")]
 fn simulated(clock: &Arc<dyn Clock>, output: Output) -> Result<Machines, Failure> {
+    use flames_simulated_guest::SimulatedGuests;
+    use flames_vmm_simulated::{SimulatedConfig, SimulatedDriver, SimulatedHost, SimulatedTimings};
+
     output.say(
         "Guests only pretend: the simulated driver runs no code of theirs, and they end with this process.",
     );
-    let simulation = crate::simulated::Simulation::new(clock.clone());
+    let guests = SimulatedGuests::new(Arc::clone(clock));
+    let config = SimulatedConfig {
+        timings: SimulatedTimings::realistic(),
+        program: Some(Arc::new(guests.clone())),
+        ..SimulatedConfig::default()
+    };
+    let host = SimulatedHost::new(config, Arc::clone(clock), Arc::new(flames_clock::SystemRandom));
     Ok(Machines {
-        driver: simulation.driver(Arc::new(flames_clock::SystemRandom)),
-        guests: Arc::new(simulation),
+        driver: Arc::new(SimulatedDriver::new(host)),
+        guests: Arc::new(guests),
         artefacts: Arc::new(crate::simulated::NoArtefacts),
         kernel: None,
         warming: None,
@@ -80,7 +89,7 @@ fn lacks(feature: &str) -> Failure {
 async fn qemu(
     base: &Path,
     folder: &LockedFolder,
-    arguments: &UpArgs,
+    arguments: &UpConfig,
     blobs: Arc<dyn BlobStore>,
     clock: &Arc<dyn Clock>,
     output: Output,
@@ -89,8 +98,9 @@ async fn qemu(
 
     let (place, data, asked) = (base.join("boot"), folder.folder().clone(), arguments.clone());
     make(&place)?;
+    let in_place = place.clone();
     make(&folder.folder().join("boot"))?;
-    let files = tokio::task::spawn_blocking(move || super::boot::prepare(&asked, &place, &data, output))
+    let files = tokio::task::spawn_blocking(move || super::boot::prepare(&asked, &in_place, &data, output))
         .await
         .map_err(|_| Failure::failed("Preparing what machines boot was interrupted."))??;
     if files.kernel.is_none() {
@@ -103,9 +113,14 @@ async fn qemu(
         files.kernel.clone(),
         Some(files.initramfs.clone()),
     )?;
+    match driver.boot_files().await {
+        Ok(needed) => super::boot::prune(&place, &files.initramfs, &needed),
+        // What is needed is not known, so all of it stays.
+        Err(error) => tracing::warn!(?error, "what earlier VMs booted from is not cleared away"),
+    }
     let kernel = files.kernel.as_ref().map(|path| path.display().to_string());
     let warming = match (arguments.accel, files.kernel) {
-        (crate::args::Accel::Auto, Some(kernel)) => {
+        (crate::config::Accel::Auto, Some(kernel)) => {
             let (driver, initramfs) = (driver.clone(), files.initramfs);
             Some(tokio::spawn(async move {
                 match driver.probe(&kernel, Some(&initramfs)).await {
@@ -129,7 +144,7 @@ async fn qemu(
 async fn qemu(
     _base: &Path,
     _folder: &LockedFolder,
-    _arguments: &UpArgs,
+    _arguments: &UpConfig,
     _blobs: Arc<dyn BlobStore>,
     _clock: &Arc<dyn Clock>,
     _output: Output,
@@ -138,8 +153,8 @@ async fn qemu(
 }
 
 #[cfg(feature = "qemu")]
-fn qemu_config(base: &Path, arguments: &UpArgs) -> Result<flames_vmm_qemu::QemuConfig, Failure> {
-    use crate::args::Accel;
+fn qemu_config(base: &Path, arguments: &UpConfig) -> Result<flames_vmm_qemu::QemuConfig, Failure> {
+    use crate::config::Accel;
     use flames_vmm_qemu::{Acceleration, AgentProbe, QemuConfig};
     let probe: Arc<dyn AgentProbe> = Arc::new(super::probe::Probe::new()?);
     Ok(QemuConfig {
@@ -163,7 +178,7 @@ fn make(path: &Path) -> Result<(), Failure> {
 /// Removes what an `--ephemeral` that was killed left behind: its machines, then its folder.
 pub(super) async fn clear_ephemeral(
     folder: &LockedFolder,
-    arguments: &UpArgs,
+    arguments: &UpConfig,
     clock: &Arc<dyn Clock>,
 ) -> Result<(), Failure> {
     let base = folder.folder().join(EPHEMERAL);

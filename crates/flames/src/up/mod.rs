@@ -5,13 +5,13 @@
 
 #[cfg_attr(not(feature = "qemu"), allow(dead_code, reason = "only real machines boot"))]
 mod boot;
+mod dial;
 mod importer;
 mod machines;
 mod parts;
 #[cfg(feature = "qemu")]
 mod probe;
 mod serve;
-mod stores;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -23,26 +23,46 @@ use flames_clock::{Clock, SystemClock};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::{Global, LogFormat, OnExit, UpArgs};
+use crate::args::{Global, UpArgs};
+use crate::config::{self, LogFormat, OnExit, Settings, UpConfig};
 use crate::connect;
-use crate::data::{self, ApiFile, LockedFolder};
+use crate::data::{self, ApiFile, DataFolder, LockedFolder};
 use crate::exit::{Failure, Outcome};
 use crate::output::{self, Output};
+use crate::providers::Plans;
 
 /// The folder of everything that `--ephemeral` makes.
 const EPHEMERAL: &str = "ephemeral";
 
 /// Serves until told to end.
 pub(crate) async fn run(global: &Global, output: Output, arguments: UpArgs) -> Outcome {
+    // All that is wrong with the configuration is told before anything is touched.
+    let settings = Settings::resolve(global, &arguments.settings, arguments.ephemeral);
+    let settings = settings.map_err(|problems| config::failure(&problems))?;
+    let arguments = UpConfig::of(&settings)?;
+    let plans = Plans::of(&settings).map_err(|problems| config::failure(&problems))?;
     log_to_stderr(&arguments)?;
-    let folder = connect::data_folder(global)?.lock()?;
+    let folder = match settings.path("data") {
+        Some(path) => DataFolder::at(path),
+        None => connect::data_folder(global)?,
+    };
+    let is_new = !folder.path().exists();
+    let folder = folder.lock()?;
     let token = folder.ensure_token()?;
     // From here on a signal is heard, also while the parts are still being put together.
     let mut ends = Ends::listen()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     machines::clear_ephemeral(&folder, &arguments, &clock).await?;
     let started = tokio::select! {
-        started = parts::Parts::start(&folder, &arguments, &clock, output) => started?,
+        started = parts::Parts::start(&folder, &arguments, plans, &clock, output) => match started {
+            Ok(started) => started,
+            Err(failure) => {
+                if is_new {
+                    folder.remove_unused();
+                }
+                return Err(failure);
+            }
+        },
         () = ends.next() => return Ok(ExitCode::SUCCESS),
     };
     let served = serve::Served::start(&started.api, &folder, &token, arguments.listen).await;
@@ -94,9 +114,10 @@ pub(crate) async fn run(global: &Global, output: Output, arguments: UpArgs) -> O
     outcome
 }
 
-fn log_to_stderr(arguments: &UpArgs) -> Result<(), Failure> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log)
-        .map_err(|error| Failure::usage(format!("--log {}: {error}", arguments.log)))?;
+fn log_to_stderr(arguments: &UpConfig) -> Result<(), Failure> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log).map_err(|error| {
+        Failure::usage(format!("setting `log`: `{}` is no filter: {error}", arguments.log))
+    })?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -119,6 +140,8 @@ fn tell(output: Output, folder: &LockedFolder, api: &ApiFile, started: &parts::P
             "data": data.path(),
             "pid": api.pid,
             "driver": started.driver,
+            "providers": started.providers(),
+            "ingress": started.ingress_address(),
         }));
     }
     let mut lines = vec![
@@ -126,6 +149,7 @@ fn tell(output: Output, folder: &LockedFolder, api: &ApiFile, started: &parts::P
         format!("  API      {url}   token in {}", data.token_path().display()),
         format!("  socket   {}", data.socket_path().display()),
         format!("  driver   {}", started.driver),
+        format!("  stores   {}", stores(started)),
     ];
     if let Some(kernel) = &started.kernel {
         lines.push(format!("  kernel   {kernel}"));
@@ -143,6 +167,17 @@ fn tell(output: Output, folder: &LockedFolder, api: &ApiFile, started: &parts::P
         return output::line(url);
     }
     lines.iter().try_for_each(output::line)
+}
+
+/// Which providers are at work, in one line.
+fn stores(started: &parts::Parts) -> String {
+    let providers = started.providers();
+    let words = providers.iter().map(|(provider, backend)| format!("{provider} {backend}"));
+    let words = words.collect::<Vec<_>>().join(", ");
+    match started.ingress_address() {
+        Some(address) => format!("{words} on {address}"),
+        None => words,
+    }
 }
 
 /// The signals that end it.

@@ -1,7 +1,10 @@
 //! The parts of an all-in-one Flames, put together and taken apart.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use flames_client::{Client, ClientConfig, HostClient};
@@ -12,8 +15,7 @@ use flames_controller::{
 };
 use flames_error::Result;
 use flames_model::{IncarnationId, Labels, ProjectName, Resources};
-use flames_queue_memory::MemoryQueue;
-use flames_reconcile::{ReconcileConfig, ReconcileParts, Reconciler};
+use flames_reconcile::{ImageSweepConfig, ReconcileConfig, ReconcileParts, Reconciler, RouteConfig};
 use flames_records::Records;
 use flames_service::{LinkChannel, Service, ServiceConfig, ServiceParts};
 use flames_transport_host::HostConfig;
@@ -24,13 +26,18 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::EPHEMERAL;
+use super::dial::{GuestDial, IngressUrls};
 use super::importer::Importer;
 use super::machines::Machines;
-use super::stores::Stores;
-use crate::args::UpArgs;
+use crate::config::UpConfig;
 use crate::data::LockedFolder;
 use crate::exit::Failure;
 use crate::output::Output;
+use crate::providers::{Ingress, Plans, Providers};
+
+/// How long a job of the queue is a worker's. The queue outlives a `kill -9`, and so do the leases of the process that was killed: what it was
+/// at waits for their end. A job takes milliseconds, and one that takes longer is only looked at twice.
+const JOB_LEASE: Duration = Duration::from_secs(5);
 
 /// The one project, for now.
 const PROJECT: &str = "default";
@@ -44,7 +51,9 @@ pub(super) struct Parts {
     pub(super) kernel: Option<String>,
     controller: Controller,
     reconciler: Reconciler,
-    stores: Stores,
+    providers: Providers,
+    /// How traffic from outside reaches guests.
+    ingress: Ingress,
     streams: TaskTracker,
     warming: Option<JoinHandle<()>>,
     _registration: Registration,
@@ -53,42 +62,54 @@ pub(super) struct Parts {
 impl Parts {
     pub(super) async fn start(
         folder: &LockedFolder,
-        arguments: &UpArgs,
+        arguments: &UpConfig,
+        plans: Plans,
         clock: &Arc<dyn Clock>,
         output: Output,
     ) -> std::result::Result<Self, Failure> {
         let base =
             if arguments.ephemeral { folder.make(EPHEMERAL)? } else { folder.folder().path().to_owned() };
         let staging = base.join("staging");
-        let stores = match arguments.ephemeral {
-            true => Stores::ephemeral(&base, clock).await?,
-            false => Stores::durable(&base, clock).await?,
+        let Plans { state, blob, cache, queue, ingress } = plans;
+        let providers = Providers::open(state, blob, cache, queue, clock).await?;
+        let dial = Arc::new(GuestDial::default());
+        let ingress = match ingress.start(Some(dial.clone())).await {
+            Ok(ingress) => ingress,
+            Err(problem) => {
+                providers.close().await;
+                return Err(problem.into());
+            }
         };
-        let machines = Machines::start(&base, folder, arguments, stores.blobs.clone(), clock, output).await?;
+        let machines =
+            Machines::start(&base, folder, arguments, providers.blobs.clone(), clock, output).await?;
         let random: Arc<dyn Random> = Arc::new(SystemRandom);
         let ids: Arc<dyn IdSource> = Arc::new(UuidSource::new(clock.clone(), random.clone()));
         let links = InProcessLinks::new(clock.clone());
-        let records = Records::new(stores.state.clone());
+        let records = Records::new(providers.state.store());
         std::fs::create_dir_all(&staging)
             .map_err(|error| Failure::io(format!("{} cannot be made", staging.display()), &error))?;
         let service = Service::new(ServiceParts {
             records: records.clone(),
-            importer: Arc::new(Importer::new(&staging, stores.blobs.clone())?),
-            blobs: stores.blobs.clone(),
+            importer: Arc::new(Importer::new(&staging, providers.blobs.clone())?),
+            blobs: providers.blobs.clone(),
             links: Arc::new(links.clone()),
+            urls: Arc::new(IngressUrls(ingress.provider.clone())),
             clock: clock.clone(),
             ids: ids.clone(),
             random: random.clone(),
             config: ServiceConfig::default(),
         });
-        let reconciler = Reconciler::start(ReconcileParts {
-            records,
-            queue: Arc::new(MemoryQueue::new(clock.clone())),
+        dial.reach_through(service.clone());
+        let mut reconciler = Reconciler::start(ReconcileParts {
+            records: records.clone(),
+            queue: providers.queue.queue(),
             clock: clock.clone(),
             ids: ids.clone(),
             random: random.clone(),
-            config: ReconcileConfig::default(),
+            config: ReconcileConfig { job_lease: JOB_LEASE, ..ReconcileConfig::default() },
         })?;
+        reconciler.sweep_images(service.clone(), ImageSweepConfig::default());
+        reconciler.keep_routes(records, ingress.provider.clone(), clock.clone(), RouteConfig::default())?;
         let host = flames_transport_host::router(service.clone(), HostConfig::default());
         let client = Client::over(host, ClientConfig::default().with_clock(clock.clone()));
         let host_folder: PathBuf = base.join("controller");
@@ -128,11 +149,29 @@ impl Parts {
             kernel: machines.kernel,
             controller,
             reconciler,
-            stores,
+            providers,
+            ingress,
             streams,
             warming: machines.warming,
             _registration: registration,
         })
+    }
+
+    /// Which provider is what, for people.
+    pub(super) fn providers(&self) -> BTreeMap<&'static str, &'static str> {
+        let Providers { state, blobs, cache, queue, .. } = &self.providers;
+        BTreeMap::from([
+            ("state", state.store().name()),
+            ("blob", blobs.name()),
+            ("cache", cache.name()),
+            ("queue", queue.queue().name()),
+            ("ingress", self.ingress.provider.name()),
+        ])
+    }
+
+    /// Where the ingress listens, when it is in this process.
+    pub(super) fn ingress_address(&self) -> Option<SocketAddr> {
+        self.ingress.address()
     }
 
     /// Returns once the controller has given up, with the reason.
@@ -148,14 +187,16 @@ impl Parts {
         self.streams.wait().await;
         self.reconciler.shutdown().await;
         if let Some(warming) = self.warming {
-            // It bounds itself; cut off, it would leave the machine that it tries.
+            // Cut off, it takes the machine that it tries along.
+            warming.abort();
             let _ = warming.await;
         }
-        self.stores.close().await;
+        self.ingress.close().await;
+        self.providers.close().await;
     }
 }
 
-fn capacity(arguments: &UpArgs, detected: Resources) -> Resources {
+fn capacity(arguments: &UpConfig, detected: Resources) -> Resources {
     Resources {
         vcpus: arguments.capacity_cpus.unwrap_or(detected.vcpus),
         memory_mib: arguments.capacity_memory.unwrap_or(detected.memory_mib),

@@ -9,6 +9,7 @@
 //! * No implementation holds a whole blob in memory: bytes stream in chunks of at most [`MAX_CHUNK`].
 
 mod key;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Display};
@@ -24,6 +25,7 @@ use futures::stream::BoxStream;
 use jiff::Timestamp;
 
 pub use key::BlobKey;
+pub use verify::{DEFAULT_CONTENT_TYPE, ReadVerifier, Verifier, validate_page_limit};
 
 /// The longest chunk that a reader is handed, in bytes.
 pub const MAX_CHUNK: usize = 1024 * 1024;
@@ -92,7 +94,7 @@ pub type ByteStream = BoxStream<'static, Result<Bytes>>;
 /// What a caller says about a blob that it puts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PutOptions {
-    /// The media type; `application/octet-stream` when absent.
+    /// The media type; [`DEFAULT_CONTENT_TYPE`] when absent.
     pub content_type: Option<String>,
     /// Refuse the put unless exactly this many bytes came.
     pub expected_size: Option<u64>,
@@ -202,19 +204,27 @@ pub trait BlobStore: Debug + Send + Sync + 'static {
     /// `a_wrong_size_is_refused`, `two_puts_racing_leave_one_of_them_whole`, `an_empty_blob_is_a_blob`,
     /// `a_put_is_invisible_until_it_is_whole`, `a_put_dropped_at_any_point_has_its_whole_effect_or_none`,
     /// `an_abandoned_put_does_not_undo_a_later_one`, `a_stream_longer_than_declared_is_refused_before_it_ends`,
-    /// `options_past_a_limit_are_refused`, `a_long_blob_streams_in_short_chunks`, `keys_that_look_alike_are_apart`,
-    /// `a_blob_outlives_its_store`.
+    /// `options_past_a_limit_are_refused`, `every_limit_is_met_exactly_and_passed_by_one`, `a_long_blob_streams_in_short_chunks`,
+    /// `keys_that_look_alike_are_apart`, `a_blob_outlives_its_store`,
+    /// `thirty_two_puts_and_deletes_of_one_key_leave_it_whole_or_absent`, `random_operations_agree_with_a_reference_model`. Where there
+    /// is a network: `a_put_cut_at_any_byte_is_told_truthfully`, `no_put_reports_success_for_what_is_not_there`,
+    /// `a_put_whose_answer_never_comes_is_told_truthfully`, `a_stalled_network_ends_every_call_within_its_deadline`; where there is a
+    /// server: `what_was_put_is_there_after_the_server_was_killed_under_load`.
     async fn put(&self, key: &BlobKey, stream: ByteStream, options: PutOptions) -> Result<BlobInfo>;
 
     /// Reads a blob, or the part of it that lies in `range` (cut at the blob's end).
     ///
-    /// Errors: `NotFound`; `Corrupt` (also in the stream, before its last chunk); `InvalidInput` when the range is reversed or starts past the end (a start at the end gives no bytes).
+    /// Errors: `NotFound`; `InvalidInput` when the range is reversed or starts past the end (a start at the end gives no bytes);
+    /// `Corrupt` (also in the stream, before its last chunk); `Unavailable` and `Conflict` (also in the stream: the connection is lost, or
+    /// the blob that the read began with is gone for good. Then the bytes that came are right, and no others follow).
     ///
     /// Cases: `a_range_reads_just_those_bytes`, `a_range_past_the_end_is_cut`, `a_range_that_starts_past_the_end_is_refused`,
-    /// `a_read_that_began_sees_one_blob_though_it_is_replaced`, `what_is_not_there_is_not_found`, `a_reversed_range_is_refused`.
+    /// `a_read_that_began_sees_one_blob_though_it_is_replaced`, `readers_see_whole_blobs_while_they_are_replaced`,
+    /// `what_is_not_there_is_not_found`, `a_reversed_range_is_refused`. Where there is a network:
+    /// `a_read_cut_at_any_byte_is_right_or_told`, `a_read_that_goes_on_after_a_replacement_is_never_stitched`.
     async fn get(&self, key: &BlobKey, range: Option<Range<u64>>) -> Result<BlobRead>;
 
-    /// Describes a blob without reading it. Errors: `NotFound`.
+    /// Describes a blob without reading it. Errors: `NotFound`; `Corrupt`; `Unavailable`.
     ///
     /// Cases: `head_tells_size_digest_type_and_metadata`.
     async fn head(&self, key: &BlobKey) -> Result<BlobInfo>;
@@ -224,16 +234,20 @@ pub trait BlobStore: Debug + Send + Sync + 'static {
     /// Errors: `PermissionDenied`; `Unavailable`; `OutcomeUnknown`.
     ///
     /// Cases: `a_deleted_blob_is_gone`, `deleting_what_is_not_there_is_no_error`,
-    /// `what_was_deleted_or_refused_stays_away_after_a_restart`.
+    /// `what_was_deleted_or_refused_stays_away_after_a_restart`,
+    /// `thirty_two_puts_and_deletes_of_one_key_leave_it_whole_or_absent`. Where there is a network:
+    /// `a_delete_cut_at_any_byte_is_told_truthfully`.
     async fn delete(&self, key: &BlobKey) -> Result<()>;
 
     /// Lists the blobs whose key begins with `prefix`, after `after`, at most `limit` (1 to [`MAX_PAGE`]) a page. A blob that is
     /// there throughout appears exactly once over all pages.
     ///
-    /// Errors: `InvalidInput` when `limit` is out of range.
+    /// Errors: `InvalidInput` when `limit` is out of range; `Unavailable`.
     ///
     /// Cases: `a_listing_is_ordered_and_pages_meet`, `a_prefix_lists_only_its_own`, `a_page_limit_out_of_range_is_refused`,
-    /// `a_page_tells_what_head_tells`, `a_blob_that_stays_is_listed_once_while_others_come_and_go`.
+    /// `a_page_that_ends_on_the_last_blob_says_so`, `more_blobs_than_a_page_holds_are_listed_once_each`, `a_page_tells_what_head_tells`,
+    /// `a_blob_that_stays_is_listed_once_while_others_come_and_go`, `a_listing_while_others_put_and_delete_tells_no_blob_twice`. Where
+    /// there is a network: `a_listing_cut_at_any_byte_is_right_or_told`.
     async fn list(&self, prefix: &str, after: Option<&BlobKey>, limit: usize) -> Result<BlobPage>;
 
     /// Whether a blob is there.

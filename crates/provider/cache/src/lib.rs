@@ -81,18 +81,23 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
     /// Errors: `CacheMiss`; `Unavailable`.
     ///
     /// Cases: `what_was_set_is_read_or_missed_never_wrong`, `a_missing_key_is_a_miss`, `an_expired_value_is_a_miss`,
-    /// `an_empty_value_is_a_value`.
+    /// `an_empty_value_is_a_value`, `random_operations_agree_with_a_model_that_may_forget`. Where there is a server:
+    /// `a_server_killed_under_load_makes_forget_and_never_lie`, `a_stalled_network_ends_every_call_within_its_deadline`.
     async fn get(&self, key: &CacheKey) -> Result<Bytes>;
 
     /// Remembers `value` for at most `ttl`. A `ttl` of zero forgets the key.
     ///
-    /// Errors: `InvalidInput` when a limit is passed; `Unavailable`; `OutcomeUnknown`.
+    /// Errors: `InvalidInput` when a limit is passed; `Exhausted`; `Unavailable`; `OutcomeUnknown`.
     ///
     /// Cases: `a_newer_value_replaces_the_older`, `a_newer_value_brings_its_own_time_to_live`, `a_time_to_live_of_zero_forgets`,
-    /// `what_passes_a_limit_is_refused`.
+    /// `a_time_to_live_of_a_year_is_taken_and_one_of_a_nanosecond_is_soon_over`, `what_passes_a_limit_is_refused`,
+    /// `each_limit_is_met_exactly_and_passed_by_one`. Where there is a network: `a_call_cut_at_any_byte_is_told_truthfully`,
+    /// `no_call_reports_success_for_what_is_not_so`, `an_answer_that_never_comes_is_an_unknown_outcome`.
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Duration) -> Result<()>;
 
     /// Forgets a key. No error when it is not there.
+    ///
+    /// Errors: `Unavailable`; `OutcomeUnknown`.
     ///
     /// Cases: `a_deleted_key_is_a_miss`, `deleting_what_is_not_there_is_no_error`.
     async fn delete(&self, key: &CacheKey) -> Result<()>;
@@ -103,7 +108,7 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
     /// Errors: `NotSupported`; `InvalidInput`; `Unavailable`; `OutcomeUnknown`.
     ///
     /// Cases: `compare_and_set_replaces_only_what_was_expected`, `compare_and_set_of_none_needs_no_value`,
-    /// `one_of_many_compare_and_sets_wins`, `without_the_capability_compare_and_set_says_so`.
+    /// `compare_and_set_for_no_time_forgets`, `one_of_many_compare_and_sets_wins`, `a_storm_of_compare_and_sets_loses_no_step`, `without_the_capability_compare_and_set_says_so`.
     async fn compare_and_set(
         &self,
         key: &CacheKey,

@@ -169,6 +169,9 @@ impl<P: IngressProvider + ?Sized, I: Interceptor> IngressProvider for Decorated<
     fn capabilities(&self) -> IngressCapabilities {
         self.provider.capabilities()
     }
+    fn url(&self, route: &Route) -> Option<String> {
+        self.provider.url(route)
+    }
     async fn register(&self, route: Route, target: Target) -> Result<Registration> {
         through!(self, "ingress", register(route, target))
     }
@@ -177,6 +180,9 @@ impl<P: IngressProvider + ?Sized, I: Interceptor> IngressProvider for Decorated<
     }
     async fn unregister(&self, vm: &RouteOwner) -> Result<()> {
         through!(self, "ingress", unregister(vm))
+    }
+    async fn unregister_target(&self, key: &RouteKey, target: &Target) -> Result<bool> {
+        through!(self, "ingress", unregister_target(key, target))
     }
     async fn get(&self, vm: &RouteOwner) -> Result<Vec<Registration>> {
         through!(self, "ingress", get(vm))
@@ -199,6 +205,9 @@ impl<P: VmDriver + ?Sized, I: Interceptor> VmDriver for Decorated<P, I> {
     }
     async fn prepare(&self, incarnation: &IncarnationName, spec: &MachineSpec) -> Result<Prepared> {
         through!(self, "vmm", prepare(incarnation, spec))
+    }
+    fn waited_for(&self) -> Option<String> {
+        self.provider.waited_for()
     }
     async fn start(&self, incarnation: &IncarnationName, from: StartFrom, leave_paused: bool) -> Result<()> {
         through!(self, "vmm", start(incarnation, from, leave_paused))

@@ -138,9 +138,10 @@ async fn every_call_of_an_ingress() {
     let target = Target::Guest { incarnation: "inc_1".to_owned(), port: 80 };
     assert_eq!(ingress.name(), "noop");
     assert!(ingress.capabilities().guest_targets);
-    refusing.check("ingress.register", ingress.register(route, target)).await;
+    refusing.check("ingress.register", ingress.register(route, target.clone())).await;
     refusing.check("ingress.unregister_port", ingress.unregister_port(&key)).await;
     refusing.check("ingress.unregister", ingress.unregister(&vm)).await;
+    refusing.check("ingress.unregister_target", ingress.unregister_target(&key, &target)).await;
     refusing.check("ingress.get", ingress.get(&vm)).await;
     refusing.check("ingress.list", ingress.list(None, 1)).await;
 }

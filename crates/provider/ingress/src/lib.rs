@@ -60,7 +60,8 @@ pub struct RouteKey {
 pub struct Route {
     /// Which port of which VM.
     pub key: RouteKey,
-    /// Host names, lower case, without a port. Empty: the provider names it by its own convention.
+    /// Host names, lower case, without a port. Empty: the provider names it by its own convention. Several ports of one VM may share a
+    /// name; which of them answers there is the provider's to say.
     pub hosts: Vec<String>,
 }
 
@@ -153,13 +154,27 @@ pub trait IngressProvider: Debug + Send + Sync + 'static {
     /// What this ingress can do.
     fn capabilities(&self) -> IngressCapabilities;
 
+    /// The URL under which `route` is reached once it is registered: that of its [`Registration`]. Known without connecting; none when the
+    /// provider serves none.
+    ///
+    /// Cases: `a_registered_route_has_the_url_that_is_told_of_it`.
+    fn url(&self, route: &Route) -> Option<String> {
+        let _ = route;
+        None
+    }
+
     /// Makes `route` lead to `target`; an idempotent upsert by the route's key.
     ///
     /// Errors: `InvalidInput` for a route that is none; `NotSupported` for a target that it cannot serve; `AlreadyExists` when a host
     /// name belongs to another VM's route; `Unavailable`; `OutcomeUnknown`.
     ///
-    /// Cases: `a_registered_route_is_listed`, `registering_again_replaces_the_target`, `a_host_name_belongs_to_one_vm`,
-    /// `a_route_that_is_none_is_refused`, `a_guest_target_is_served_or_refused_as_declared`.
+    /// Atomic: it is there whole or not at all, and of several calls at once for one key the last one stands whole.
+    ///
+    /// Cases: `a_registered_route_is_listed`, `registering_again_replaces_the_target`, `registering_again_replaces_the_host_names`,
+    /// `registering_the_same_twice_changes_nothing`, `a_host_name_belongs_to_one_vm`, `a_refused_route_changes_nothing`,
+    /// `one_of_many_who_want_a_host_name_gets_it`, `a_host_name_may_serve_several_ports_of_its_vm`, `a_route_that_is_none_is_refused`,
+    /// `names_and_numbers_at_the_limit_are_taken`, `a_guest_target_is_served_or_refused_as_declared`,
+    /// `of_two_incarnations_registering_at_once_one_stands_whole`, `any_order_of_calls_gives_the_table_of_the_model`.
     async fn register(&self, route: Route, target: Target) -> Result<Registration>;
 
     /// Removes one port's route. No error when it is not there.
@@ -173,6 +188,25 @@ pub trait IngressProvider: Debug + Send + Sync + 'static {
     /// `a_freed_host_name_can_be_taken_by_another_vm`.
     async fn unregister(&self, vm: &RouteOwner) -> Result<()>;
 
+    /// Removes one port's route when it still leads to `target`, and answers whether it did; atomic. How an incarnation that ends takes
+    /// its own routes away: a route that meanwhile leads to the VM's next incarnation stands, whatever the order in which the two are
+    /// told. (An incarnation's id is never reused, so a target that names one cannot come back.)
+    ///
+    /// Every adapter has its own: the default answers `NotSupported`, because it cannot be made of the other calls without a race.
+    ///
+    /// Errors: `Unavailable`; `OutcomeUnknown`.
+    ///
+    /// Cases: `what_an_older_incarnation_takes_away_is_only_its_own`, `a_route_is_taken_away_with_the_target_it_has`,
+    /// `a_new_incarnation_keeps_its_route_however_the_old_one_ends`.
+    async fn unregister_target(&self, key: &RouteKey, target: &Target) -> Result<bool> {
+        let _ = (key, target);
+        Err(Error::new(
+            flames_error::ErrorKind::NotSupported,
+            "ingress.unregister_target",
+            "this adapter cannot remove a route by its target",
+        ))
+    }
+
     /// All routes of a VM, by port.
     ///
     /// Cases: `a_vms_routes_are_its_own`.
@@ -182,7 +216,11 @@ pub trait IngressProvider: Debug + Send + Sync + 'static {
     ///
     /// Errors: `InvalidInput` when `limit` is out of range; `Unavailable`.
     ///
-    /// Cases: `a_listing_is_ordered_and_pages_meet`, `a_page_limit_out_of_range_is_refused`.
+    /// A route that is there during the whole of a listing is listed once, whatever comes and goes meanwhile.
+    ///
+    /// Cases: `an_empty_table_lists_nothing`, `a_listing_is_ordered_and_pages_meet`, `a_page_that_ends_with_the_table_is_the_last`,
+    /// `a_table_of_many_routes_is_listed_whole`, `a_route_that_stays_is_listed_once_while_others_come_and_go`,
+    /// `a_page_limit_out_of_range_is_refused`, `a_reconciler_repairs_the_table_by_what_is_listed`.
     async fn list(&self, after: Option<&RouteKey>, limit: usize) -> Result<RegistrationPage>;
 }
 
@@ -194,6 +232,9 @@ impl<I: IngressProvider + ?Sized> IngressProvider for Arc<I> {
     fn capabilities(&self) -> IngressCapabilities {
         (**self).capabilities()
     }
+    fn url(&self, route: &Route) -> Option<String> {
+        (**self).url(route)
+    }
     async fn register(&self, route: Route, target: Target) -> Result<Registration> {
         (**self).register(route, target).await
     }
@@ -202,6 +243,9 @@ impl<I: IngressProvider + ?Sized> IngressProvider for Arc<I> {
     }
     async fn unregister(&self, vm: &RouteOwner) -> Result<()> {
         (**self).unregister(vm).await
+    }
+    async fn unregister_target(&self, key: &RouteKey, target: &Target) -> Result<bool> {
+        (**self).unregister_target(key, target).await
     }
     async fn get(&self, vm: &RouteOwner) -> Result<Vec<Registration>> {
         (**self).get(vm).await

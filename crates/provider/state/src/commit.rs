@@ -143,11 +143,22 @@ impl Commit {
         {
             return refuse("A value is at most 256 KiB.");
         }
-        let mut seen = HashSet::new();
-        if !self.writes.iter().all(|write| seen.insert(write.key())) {
+        if self.writes_a_key_twice() {
             return refuse("A commit writes each key at most once.");
         }
         Ok(())
+    }
+
+    fn writes_a_key_twice(&self) -> bool {
+        // Nearly every commit has a few writes; for so few, comparing each with each is cheaper than hashing them.
+        if self.writes.len() <= 8 {
+            let mut before = self.writes.iter().enumerate();
+            return before.any(|(place, write)| {
+                self.writes[..place].iter().any(|earlier| earlier.key() == write.key())
+            });
+        }
+        let mut seen = HashSet::with_capacity(self.writes.len());
+        !self.writes.iter().all(|write| seen.insert(write.key()))
     }
 }
 

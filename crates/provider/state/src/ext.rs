@@ -22,11 +22,15 @@ pub enum Waited<T> {
 pub trait StateStoreExt: StateStore {
     /// Commits, and does not leave the outcome unknown unless the store stays out of reach.
     ///
-    /// After `OutcomeUnknown` it submits the SAME commit again, at most `attempts` times. When that is refused with `Conflict`, the
-    /// first one may have been applied: the commit's put of `operation_key`, a key that no other commit ever writes, tells.
+    /// After `OutcomeUnknown` it submits the SAME commit again, at most `attempts` times in all. When that is refused with `Conflict`,
+    /// the first one may have been applied: the commit's put of `operation_key`, a key that no other commit ever writes, tells.
     /// `Ok(None)` means that it was applied, but the answer with its version was lost.
     ///
-    /// Errors: as [`StateStore::commit`]; `OutcomeUnknown` when all attempts ended so.
+    /// Errors: as [`StateStore::commit`] when the first attempt tells it; `OutcomeUnknown` when an attempt ended so and none after it
+    /// told more, also when a later one was `Unavailable` (that says nothing of the one before); `Conflict` when one was refused and
+    /// none was applied.
+    ///
+    /// Cases: `the_same_commit_again_tells_what_became_of_it`.
     fn commit_knowing(
         &self,
         commit: &Commit,
@@ -34,23 +38,24 @@ pub trait StateStoreExt: StateStore {
         attempts: u32,
     ) -> impl Future<Output = Result<Option<Committed>>> + Send {
         async move {
-            let mut answer = self.commit(commit).await;
-            for _ in 1..attempts.max(1) {
-                match &answer {
-                    Err(error) if error.kind() == ErrorKind::OutcomeUnknown => {}
-                    _ => break,
-                }
-                answer = match self.commit(commit).await {
+            let unknown = match self.commit(commit).await {
+                Err(error) if error.kind() == ErrorKind::OutcomeUnknown => error,
+                answer => return answer.map(Some),
+            };
+            for _ in 1..attempts {
+                match self.commit(commit).await {
+                    Ok(committed) => return Ok(Some(committed)),
                     Err(error) if error.kind() == ErrorKind::Conflict => {
-                        return match self.get(operation_key).await? {
-                            Some(entry) if commit_puts(commit, &entry) => Ok(None),
-                            _ => Err(error),
+                        return match self.get(operation_key).await {
+                            Ok(Some(entry)) if commit_puts(commit, &entry) => Ok(None),
+                            Ok(_) => Err(error),
+                            Err(_) => Err(unknown),
                         };
                     }
-                    other => other,
-                };
+                    Err(_) => {}
+                }
             }
-            answer.map(Some)
+            Err(unknown)
         }
     }
 

@@ -88,8 +88,8 @@ impl Subscribers {
     fn publish(&mut self, key: &Key) {
         let mut emptied = Vec::new();
         for length in self.lengths.keys().take_while(|length| **length <= key.as_bytes().len()) {
-            let Ok(prefix) = Key::new(key.as_bytes()[..*length].to_vec()) else { continue };
-            let Some(subscribers) = self.by_prefix.get_mut(&prefix) else { continue };
+            let prefix = &key.as_bytes()[..*length];
+            let Some(subscribers) = self.by_prefix.get_mut(prefix) else { continue };
             subscribers.retain(|subscriber| match subscriber.hints.try_send(key.clone()) {
                 Ok(()) => true,
                 Err(TrySendError::Full(_)) => {
@@ -99,7 +99,7 @@ impl Subscribers {
                 Err(TrySendError::Closed(_)) => false,
             });
             if subscribers.is_empty() {
-                emptied.push(prefix);
+                emptied.extend(Key::new(prefix.to_vec()));
             }
         }
         for prefix in emptied {

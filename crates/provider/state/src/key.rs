@@ -1,5 +1,6 @@
 //! Keys and ranges of keys.
 
+use std::borrow::Borrow;
 use std::fmt::{Debug, Display};
 
 use bytes::Bytes;
@@ -31,6 +32,13 @@ impl Key {
     /// Whether the key begins with `prefix`.
     pub fn starts_with(&self, prefix: &Key) -> bool {
         self.0.starts_with(&prefix.0)
+    }
+}
+
+/// A key is equal, ordered and hashed as its bytes are.
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        &self.0
     }
 }
 

@@ -6,7 +6,11 @@
 //! Guarantees, each proven by cases of `flames-state-conformance` (named behind each method):
 //!
 //! * Commits are atomic over many keys and logs, and serializable: a commit's checks hold at the instant of its writes.
-//! * Reads are linearizable: whoever starts to read after a commit returned sees it.
+//! * Reads are linearizable: whoever starts to read after a commit returned sees it. Reads and commits of concurrent clients together
+//!   have the history of some client after another (`concurrent_histories_are_linearizable`).
+//! * Every call ends within the deadline that its store is configured with, whatever the network and the server do. An error says the
+//!   truth: all kinds but `OutcomeUnknown` promise that nothing was changed, now or later. A store that was cut off works again by
+//!   itself once it can.
 //! * A [`Version`] is opaque and never given twice for the same key, not even after a delete.
 //! * Once a reader of a log has seen position p, nothing ever appears at or before p.
 //! * Limits are the same everywhere: see the constants here. What passes one is `InvalidInput` and changes nothing.
@@ -181,10 +185,14 @@ pub trait StateStore: Debug + Send + Sync + 'static {
 
     /// The entry at `key`, or none.
     ///
-    /// Errors: `Corrupt`; `Unavailable`.
+    /// Errors: `Corrupt`; `Unavailable`; `Exhausted` when every connection is in use.
     ///
     /// Cases: `what_was_committed_is_read`, `a_reader_sees_what_was_committed_before_it_began`, `an_absent_key_reads_as_none`, `an_empty_value_is_a_value`,
-    /// `keys_of_every_byte_are_keys`, `the_largest_value_is_kept_whole`.
+    /// `keys_of_every_byte_are_keys`, `the_largest_value_is_kept_whole`, `a_dropped_read_does_not_mix_up_the_next_answer`,
+    /// `concurrent_histories_are_linearizable`, `histories_under_faults_are_linearizable`,
+    /// `a_read_through_faults_is_whole_or_refused`, `a_server_that_does_not_answer_is_told_within_the_deadline`,
+    /// `a_store_works_again_once_its_network_does`, `a_pool_that_is_used_up_is_told_within_the_deadline`,
+    /// `random_operations_agree_with_a_reference_model`.
     async fn get(&self, key: &Key) -> Result<Option<Entry>>;
 
     /// One page of the entries in `range`, ascending.
@@ -192,11 +200,14 @@ pub trait StateStore: Debug + Send + Sync + 'static {
     /// One page is one consistent cut; several pages are not, but a key that is present throughout appears exactly once. A page
     /// may be shorter than asked though more follows: [`Page::next`] tells.
     ///
-    /// Errors: `InvalidInput` when the limit is not 1 to [`MAX_PAGE`]; `Corrupt`; `Unavailable`.
+    /// Errors: `InvalidInput` when the limit is not 1 to [`MAX_PAGE`]; `Corrupt`; `Unavailable`; `Exhausted` when every connection is
+    /// in use.
     ///
     /// Cases: `a_scan_is_ordered_and_bounded_by_its_range`, `pages_meet_without_skip_or_repeat`,
     /// `a_page_that_ends_on_the_last_key_says_so`, `a_scan_while_writing_neither_skips_nor_repeats`,
-    /// `one_page_is_one_consistent_cut`, `a_page_limit_out_of_range_is_refused`.
+    /// `one_page_is_one_consistent_cut`, `a_page_limit_out_of_range_is_refused`,
+    /// `ten_thousand_keys_under_one_prefix_are_read_once_each`, `a_read_through_faults_is_whole_or_refused`,
+    /// `concurrent_histories_are_linearizable`, `random_operations_agree_with_a_reference_model`.
     async fn scan(&self, range: &KeyRange, page: PageRequest) -> Result<Page>;
 
     /// Applies a commit whole, if all its checks hold at that instant; otherwise nothing.
@@ -206,37 +217,61 @@ pub trait StateStore: Debug + Send + Sync + 'static {
     /// Errors: `Conflict` when a check does not hold; `InvalidInput` when a limit is passed, a key is written twice or the commit
     /// is empty; `OutcomeUnknown` when the answer was lost (submit the SAME commit again, then read the key that is unique to
     /// it: see [`StateStoreExt::commit_knowing`]); `Unavailable` when it was certainly not applied; `Exhausted` when there is no
-    /// room.
+    /// room, or nothing left to commit with (every connection is in use, too many commits wait), and it was not applied either.
     ///
     /// Cases: `a_commit_is_all_or_nothing`, `a_failed_check_changes_nothing`, `absent_present_and_at_mean_what_they_say`,
     /// `a_version_is_never_given_twice_for_a_key`, `concurrent_increments_are_all_counted`, `write_skew_is_refused`,
     /// `an_unconditional_write_overwrites`, `a_commit_that_passes_a_limit_is_refused`, `a_key_written_twice_is_refused`,
     /// `an_empty_commit_is_refused`, `deleting_what_is_absent_is_no_error`,
     /// `every_key_of_a_commit_gets_its_version`, `a_commit_at_its_limits_is_taken`,
-    /// `of_two_who_create_a_key_one_succeeds`, `a_long_random_history_agrees_with_a_plain_map`.
+    /// `of_two_who_create_a_key_one_succeeds`, `a_long_random_history_agrees_with_a_plain_map`,
+    /// `random_operations_agree_with_a_reference_model`, `no_update_of_32_writers_is_lost`,
+    /// `a_commit_that_meets_every_limit_at_once_is_taken`, `a_dropped_commit_is_applied_whole_or_not_at_all`,
+    /// `concurrent_histories_are_linearizable`, `a_clock_turned_back_changes_nothing`.
+    ///
+    /// What is told of a commit whose server or network failed:
+    ///
+    /// Cases: `a_commit_cut_at_any_byte_is_told_truthfully`,
+    /// `an_answer_that_never_comes_is_an_unknown_outcome`, `the_same_commit_again_tells_what_became_of_it`,
+    /// `no_commit_reports_success_for_what_is_not_there`, `an_error_that_is_definite_changed_nothing`,
+    /// `histories_under_faults_are_linearizable`, `a_server_that_does_not_answer_is_told_within_the_deadline`,
+    /// `a_store_works_again_once_its_network_does`, `a_pool_that_is_used_up_is_told_within_the_deadline`.
+    ///
+    /// In a durable store, what was committed outlives the process and the server:
+    ///
+    /// Cases: `what_was_committed_survives_a_reopen`,
+    /// `a_version_is_not_given_again_after_a_reopen`, `what_was_answered_survives_a_kill_under_load`.
     async fn commit(&self, commit: &Commit) -> Result<Committed>;
 
     /// At most `limit` (1 to [`MAX_PAGE`]) entries of `log` behind `after`, in order; fewer though more follow when an adapter bounds
     /// the bytes of an answer. Empty only when there are none (yet).
     ///
-    /// Errors: `InvalidInput` when the limit is out of range; `Corrupt`; `Unavailable`.
+    /// Errors: `InvalidInput` when the limit is out of range; `Corrupt`; `Unavailable`; `Exhausted` when every connection is in use.
     ///
     /// Cases: `a_log_reads_back_in_order`, `appends_commit_with_their_writes_or_not_at_all`,
-    /// `logs_are_apart`, `nothing_appears_behind_a_position_already_seen`, `a_log_page_limit_out_of_range_is_refused`.
+    /// `logs_are_apart`, `nothing_appears_behind_a_position_already_seen`, `a_slow_commit_never_appends_behind_what_was_read`,
+    /// `a_log_is_read_across_a_long_gap`, `a_log_page_limit_out_of_range_is_refused`, `a_log_goes_on_behind_its_end_after_a_reopen`,
+    /// `a_log_goes_on_in_order_across_a_kill`, `a_clock_turned_back_changes_nothing`, `a_read_through_faults_is_whole_or_refused`,
+    /// `random_operations_agree_with_a_reference_model`.
     async fn read_log(&self, log: &Key, after: Position, limit: usize) -> Result<Vec<LogEntry>>;
 
     /// Removes entries of `log` up to and including `through`. No error when there are none.
     ///
     /// Errors: `Unavailable`; `OutcomeUnknown`; `Exhausted`; `Corrupt`.
     ///
-    /// Cases: `a_trimmed_log_keeps_what_lies_behind`, `a_trimmed_log_never_gives_a_position_again`.
+    /// Cases: `a_trimmed_log_keeps_what_lies_behind`, `a_trimmed_log_never_gives_a_position_again`,
+    /// `a_log_goes_on_behind_its_end_after_a_reopen`, `random_operations_agree_with_a_reference_model`.
     async fn trim_log(&self, log: &Key, through: Position) -> Result<()>;
 
     /// Hints about keys and logs whose name begins with `prefix`, from now on. Lossy: nothing may depend on a hint arriving.
     ///
-    /// Subscribed when the call returns: a commit that starts afterwards is usually hinted.
+    /// Subscribed when the call returns: a commit that starts afterwards is usually hinted. A subscriber that does not read holds up
+    /// nobody. When hints may have been lost together with a connection, the subscriber is told [`Hint::Lost`], or the stream ends.
     ///
-    /// Cases: `a_change_is_hinted`, `hints_are_only_for_the_prefix`.
+    /// Errors: `Unavailable`; `Exhausted` when every connection is in use.
+    ///
+    /// Cases: `a_change_is_hinted`, `hints_are_only_for_the_prefix`, `a_subscriber_that_never_reads_holds_up_nobody`,
+    /// `hints_that_were_cut_off_are_made_up_for`.
     async fn changes(&self, prefix: &Key) -> Result<HintStream>;
 }
 

@@ -72,6 +72,12 @@ pub trait VmDriver: Debug + Send + Sync + 'static {
     /// `a_failed_prepare_leaves_nothing`.
     async fn prepare(&self, incarnation: &IncarnationName, spec: &MachineSpec) -> Result<Prepared>;
 
+    /// What a `prepare` that takes long waits for now, as a sentence for users; none when it is nothing worth telling. For whoever
+    /// shows how far a VM is, while a `prepare` is under way.
+    fn waited_for(&self) -> Option<String> {
+        None
+    }
+
     /// Starts the prepared guest; returns once it runs (its kernel, not yet its agent), or is loaded and paused when
     /// `leave_paused`. Already running or paused: no change. An incarnation runs at most once: after an exit it is `Conflict`.
     ///
@@ -195,6 +201,9 @@ impl<V: VmDriver + ?Sized> VmDriver for Arc<V> {
     }
     async fn prepare(&self, incarnation: &IncarnationName, spec: &MachineSpec) -> Result<Prepared> {
         (**self).prepare(incarnation, spec).await
+    }
+    fn waited_for(&self) -> Option<String> {
+        (**self).waited_for()
     }
     async fn start(&self, incarnation: &IncarnationName, from: StartFrom, leave_paused: bool) -> Result<()> {
         (**self).start(incarnation, from, leave_paused).await

@@ -58,6 +58,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
                 error.with_code(codes::INVALID_REQUEST)
             })
         })?;
+        if let Ok(value) = serde_json::from_slice(&bytes) {
+            return Ok(Self(value));
+        }
+        // Read again to name the field that is wrong: to know the way to each field costs as much as reading it.
         let mut deserializer = serde_json::Deserializer::from_slice(&bytes);
         serde_path_to_error::deserialize(&mut deserializer).map(Self).map_err(|error| {
             let (path, cause) = (error.path().to_string(), error.into_inner());

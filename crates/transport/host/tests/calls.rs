@@ -49,6 +49,7 @@ fn service() -> Service {
         blobs: Arc::new(MemoryBlobStore::new(clock.clone())),
         importer: Arc::new(NoImages),
         links: Arc::new(NoLinks),
+        urls: Arc::new(flames_service::NoUrls),
         ids: Arc::new(UuidSource::new(clock.clone(), random.clone())),
         clock,
         random,

@@ -10,7 +10,7 @@
 //! | errors | problem details (RFC 9457) with a stable code; nothing internal is told |
 //! | mutations | `Idempotency-Key` (kept 24 h), answered 202 with the record; `ETag` and `If-Match` carry the generation |
 //! | lists | `?cursor=&limit=`; `next_cursor` is null at the end |
-//! | events | `GET /v1/events?follow=true`: server-sent events whose id is the position to resume from |
+//! | events | `GET /v1/events?follow=true`, of controllers `GET /v1/controllers/events`: server-sent events whose id is the position to resume from |
 //! | streams | WebSocket; each binary message is a frame of `flames_wire::stream` |
 //! | limits | bodies, headers, time, requests and streams at once, connections: see [`HttpConfig`] and [`ServeConfig`] |
 

@@ -93,6 +93,7 @@ pub(crate) fn long_routes() -> OpenApiRouter<Api> {
         .routes(routes!(streams::connect_port))
         .routes(routes!(transfers::read_file, transfers::write_file))
         .routes(routes!(events::list_events))
+        .routes(routes!(events::list_controller_events))
         .routes(routes!(images::import_image))
 }
 

@@ -8,23 +8,29 @@
 
 mod cases {
     pub(crate) mod atomicity;
+    pub(crate) mod faults;
     pub(crate) mod listings;
+    pub(crate) mod model;
     pub(crate) mod puts;
+    pub(crate) mod races;
     pub(crate) mod reads;
     pub(crate) mod restarts;
 }
+mod hooks;
 mod support;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flames_blob::BlobStore;
-use flames_conformance_runner::{Row, Suite, cases, table};
+use flames_conformance_runner::{Case, Row, Suite, cases, table};
 
 pub use async_trait::async_trait;
-pub use flames_conformance_runner::{Time, failures};
+pub use flames_conformance_runner::{Time, Unavailable, failures};
+pub use hooks::{Faults, Hook};
 
-use crate::cases::{atomicity, listings, puts, reads, restarts};
+use crate::cases::{atomicity, faults, listings, model, puts, races, reads, restarts};
 
 /// A store of a case's own.
 #[async_trait]
@@ -35,6 +41,23 @@ pub trait Fixture: Send + Sync {
     /// Ends the store and opens what it left, as the next process would. Cases drop their own handles before. Called only when
     /// the harness is durable.
     async fn reopen(&self) -> Arc<dyn BlobStore>;
+
+    /// Within how long each call that the network or the server holds up ends: the store's configured deadline, over all its tries.
+    /// Cases that break something wait for it several times, so fixtures for [`Hook`]s set 1 to 3 seconds.
+    fn operation_deadline(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+
+    /// With [`Hook::Faults`]: the way between the store and its server.
+    fn faults(&self) -> &dyn Faults {
+        panic!("the harness has `Hook::Faults`, but its fixture has no `faults`");
+    }
+
+    /// With [`Hook::Restart`]: kills the server without a warning (SIGKILL), starts it again on the same data, and returns once it
+    /// takes connections.
+    async fn restart_server(&self) {
+        panic!("the harness has `Hook::Restart`, but its fixture has no `restart_server`");
+    }
 }
 
 /// How a provider is put to the test.
@@ -49,8 +72,25 @@ pub trait Harness: Send + Sync + 'static {
     /// Whether blobs outlive the store that they were put into.
     fn is_durable(&self) -> bool;
 
+    /// Why the provider cannot be tested here, known without connecting.
+    fn unavailable(&self) -> Option<Unavailable> {
+        None
+    }
+
+    /// What the fixtures of [`Harness::fresh_for`] can do beyond the store's own calls, told without connecting anywhere.
+    fn hooks(&self) -> &'static [Hook] {
+        &[]
+    }
+
     /// A fixture with an empty store.
     async fn fresh(&self) -> Box<dyn Fixture>;
+
+    /// As [`Harness::fresh`], with a fixture that can do what `hook`, one of [`Harness::hooks`], names: behind a proxy of its own, or
+    /// over a server of its own.
+    async fn fresh_for(&self, hook: Hook) -> Box<dyn Fixture> {
+        let _ = hook;
+        self.fresh().await
+    }
 }
 
 fn rows() -> Vec<Row<Box<dyn Fixture>>> {
@@ -66,6 +106,7 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             options_past_a_limit_are_refused,
             head_tells_size_digest_type_and_metadata,
             keys_that_look_alike_are_apart,
+            every_limit_is_met_exactly_and_passed_by_one,
             a_deleted_blob_is_gone,
             deleting_what_is_not_there_is_no_error,
             exists_tells_the_truth;
@@ -78,6 +119,12 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             an_abandoned_put_does_not_undo_a_later_one,
             two_puts_racing_leave_one_of_them_whole,
             a_read_that_began_sees_one_blob_though_it_is_replaced;
+        races:
+            readers_see_whole_blobs_while_they_are_replaced,
+            thirty_two_puts_and_deletes_of_one_key_leave_it_whole_or_absent,
+            a_listing_while_others_put_and_delete_tells_no_blob_twice;
+        model:
+            random_operations_agree_with_a_reference_model;
         reads:
             a_range_reads_just_those_bytes,
             a_range_past_the_end_is_cut,
@@ -89,34 +136,61 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             a_prefix_lists_only_its_own,
             a_page_tells_what_head_tells,
             a_page_limit_out_of_range_is_refused,
+            a_page_that_ends_on_the_last_blob_says_so,
+            more_blobs_than_a_page_holds_are_listed_once_each,
             a_blob_that_stays_is_listed_once_while_others_come_and_go;
         restarts:
             a_blob_outlives_its_store if durable,
             what_was_deleted_or_refused_stays_away_after_a_restart if durable,
+            what_was_put_is_there_after_the_server_was_killed_under_load if restart;
+        faults:
+            a_put_cut_at_any_byte_is_told_truthfully if faults,
+            no_put_reports_success_for_what_is_not_there if faults,
+            a_put_whose_answer_never_comes_is_told_truthfully if faults,
+            a_delete_cut_at_any_byte_is_told_truthfully if faults,
+            a_read_cut_at_any_byte_is_right_or_told if faults,
+            a_read_that_goes_on_after_a_replacement_is_never_stitched if faults,
+            a_listing_cut_at_any_byte_is_right_or_told if faults,
+            a_stalled_network_ends_every_call_within_its_deadline if faults,
     ]
 }
 
 /// The suite, for one provider.
 pub fn suite(harness: impl Harness) -> Suite {
     let harness = Arc::new(harness);
-    let fresh = Arc::clone(&harness);
     Suite {
         name: "blob",
         provider: harness.name(),
-        unavailable: None,
+        unavailable: harness.unavailable(),
         time: harness.time(),
-        cases: cases(
-            rows(),
-            |capability| {
-                (capability == "durable" && !harness.is_durable())
-                    .then(|| "blobs do not outlive the store".into())
-            },
-            move || {
-                let harness = Arc::clone(&fresh);
-                async move { harness.fresh().await }
-            },
-        ),
+        cases: cases_for(&harness),
     }
+}
+
+fn cases_for<H: Harness>(harness: &Arc<H>) -> Vec<Case> {
+    let hook_of =
+        |row: &Row<Box<dyn Fixture>>| Hook::ALL.into_iter().find(|hook| row.needs == Some(hook.name()));
+    let mut all = Vec::new();
+    // Cases that need a hook run on fixtures that have it.
+    for hook in [None].into_iter().chain(Hook::ALL.map(Some)) {
+        let rows: Vec<_> = rows().into_iter().filter(|row| hook_of(row) == hook).collect();
+        let lacks = |capability: &str| match hook {
+            Some(hook) => (!harness.hooks().contains(&hook)).then(|| hook.missing().to_owned()),
+            None => (capability == "durable" && !harness.is_durable())
+                .then(|| "blobs do not outlive the store".to_owned()),
+        };
+        let fresh = Arc::clone(harness);
+        all.extend(cases(rows, lacks, move || {
+            let harness = Arc::clone(&fresh);
+            async move {
+                match hook {
+                    Some(hook) => harness.fresh_for(hook).await,
+                    None => harness.fresh().await,
+                }
+            }
+        }));
+    }
+    all
 }
 
 /// Runs the suite as the test binary that it is in.
@@ -133,8 +207,11 @@ mod tests {
             &names,
             &[
                 include_str!("cases/atomicity.rs"),
+                include_str!("cases/faults.rs"),
                 include_str!("cases/listings.rs"),
+                include_str!("cases/model.rs"),
                 include_str!("cases/puts.rs"),
+                include_str!("cases/races.rs"),
                 include_str!("cases/reads.rs"),
                 include_str!("cases/restarts.rs"),
             ],

@@ -13,18 +13,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use flames_blob::{
-    BlobInfo, BlobKey, BlobPage, BlobRead, BlobStore, ByteStream, Digest, MAX_PAGE, PutOptions,
+    BlobInfo, BlobKey, BlobPage, BlobRead, BlobStore, ByteStream, PutOptions, Verifier, validate_page_limit,
 };
 use flames_clock::Clock;
 use flames_error::{Error, Result};
 use futures::StreamExt;
-use sha2::{Digest as _, Sha256};
 
 use crate::capacity::{Capacity, Reservation};
 use crate::chunks::{ChunkBuilder, Chunks};
-
-/// The media type of a blob that was put without one.
-const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
 
 /// Blobs in memory. They are gone when the last handle is.
 #[derive(Debug)]
@@ -75,47 +71,20 @@ impl BlobStore for MemoryBlobStore {
     }
 
     async fn put(&self, key: &BlobKey, mut stream: ByteStream, options: PutOptions) -> Result<BlobInfo> {
-        const OPERATION: &str = "blob.put";
         options.validate()?;
-        let wrong_size = || {
-            Error::invalid(OPERATION, "expected_size", "The blob does not have the size that was declared.")
-        };
         let mut reservation = Reservation::nothing(&self.capacity);
         let mut builder = ChunkBuilder::default();
-        let mut hasher = Sha256::new();
-        let mut size = 0_u64;
+        let mut verifier = Verifier::new(&options);
         while let Some(chunk) = stream.next().await {
             let chunk = chunk?;
-            size += chunk.len() as u64;
-            if options.expected_size.is_some_and(|expected| size > expected) {
-                return Err(wrong_size());
-            }
+            verifier.admit(chunk.len() as u64)?;
             reservation
                 .grow(chunk.len() as u64)
                 .map_err(|error| error.with_resource("blob", key.as_str()))?;
-            hasher.update(&chunk);
+            verifier.update(&chunk);
             builder.push(chunk);
         }
-        if options.expected_size.is_some_and(|expected| size != expected) {
-            return Err(wrong_size());
-        }
-        let digest = Digest::from_bytes(hasher.finalize().into());
-        if options.expected_digest.is_some_and(|expected| digest != expected) {
-            return Err(Error::invalid(
-                OPERATION,
-                "expected_digest",
-                "The blob does not have the digest that was declared.",
-            )
-            .with_context("digest", digest));
-        }
-        let info = BlobInfo {
-            key: key.clone(),
-            size,
-            digest,
-            content_type: options.content_type.unwrap_or_else(|| DEFAULT_CONTENT_TYPE.to_owned()),
-            metadata: options.metadata,
-            stored_at: self.clock.now(),
-        };
+        let info = BlobInfo::of_put(key.clone(), options, verifier.finish()?, self.clock.now());
         let blob = Blob { info: info.clone(), chunks: builder.finish(), _reservation: reservation };
         let replaced = self.blobs().insert(key.clone(), Arc::new(blob));
         // Freed only now, outside the lock: a blob may be a million chunks.
@@ -124,20 +93,8 @@ impl BlobStore for MemoryBlobStore {
     }
 
     async fn get(&self, key: &BlobKey, range: Option<Range<u64>>) -> Result<BlobRead> {
-        const OPERATION: &str = "blob.get";
-        let blob = self.find(OPERATION, key)?;
-        let size = blob.info.size;
-        let Range { start, end } = range.unwrap_or(0..size);
-        if start > end || start > size {
-            return Err(Error::invalid(
-                OPERATION,
-                "range",
-                "A range must not be reversed or start past the blob's end.",
-            )
-            .with_resource("blob", key.as_str())
-            .with_context("size", size));
-        }
-        let range = start..end.min(size);
+        let blob = self.find("blob.get", key)?;
+        let range = blob.info.readable(range)?;
         let info = blob.info.clone();
         let pieces = blob.chunks.pieces(range.clone());
         let stream = futures::stream::iter(pieces).map(move |piece| Ok(blob.chunks.slice(&piece))).boxed();
@@ -155,9 +112,7 @@ impl BlobStore for MemoryBlobStore {
     }
 
     async fn list(&self, prefix: &str, after: Option<&BlobKey>, limit: usize) -> Result<BlobPage> {
-        if !(1..=MAX_PAGE).contains(&limit) {
-            return Err(Error::invalid("blob.list", "limit", "A page of blobs holds 1 to 1,000."));
-        }
+        validate_page_limit(limit)?;
         let blobs = self.blobs();
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut found = blobs

@@ -23,7 +23,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use flames_blob::{BlobInfo, BlobKey, BlobPage, BlobRead, BlobStore, ByteStream, MAX_PAGE, PutOptions};
+use flames_blob::{
+    BlobInfo, BlobKey, BlobPage, BlobRead, BlobStore, ByteStream, PutOptions, Verifier, validate_page_limit,
+};
 use flames_clock::Clock;
 use flames_error::{Error, ErrorKind, Result};
 use futures::StreamExt;
@@ -32,8 +34,6 @@ use caller::Caller;
 use folder::Folder;
 use upload::Upload;
 
-/// The media type of a blob that was put without one.
-const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
 /// How many bytes are gathered before a thread is asked to write them.
 const WRITE_BATCH: usize = 256 * 1024;
 /// How many chunks are gathered at most, so that a stream of single bytes stays small in memory.
@@ -123,25 +123,18 @@ impl BlobStore for FsBlobStore {
         const OPERATION: &str = "blob.put";
         options.validate()?;
         let folder = Arc::clone(&self.folder);
-        let mut upload = blocking(OPERATION, move || Upload::begin(&folder)).await?;
+        let verifier = Verifier::new(&options);
+        let mut upload = blocking(OPERATION, move || Upload::begin(&folder, verifier)).await?;
         let mut has_ended = false;
         while !has_ended {
             let (batch, was_last) = next_batch(&mut stream).await?;
             has_ended = was_last;
             if !batch.is_empty() {
-                upload.admit(&batch, options.expected_size)?;
+                upload.admit(&batch)?;
                 upload = blocking(OPERATION, move || upload.write(&batch)).await?;
             }
         }
-        let (size, digest) = upload.measured(&options)?;
-        let info = BlobInfo {
-            key: key.clone(),
-            size,
-            digest,
-            content_type: options.content_type.unwrap_or_else(|| DEFAULT_CONTENT_TYPE.to_owned()),
-            metadata: options.metadata,
-            stored_at: self.clock.now(),
-        };
+        let info = BlobInfo::of_put(key.clone(), options, upload.measured()?, self.clock.now());
         let folder = Arc::clone(&self.folder);
         let caller = Caller::new();
         let waiting = caller.watch();
@@ -157,17 +150,7 @@ impl BlobStore for FsBlobStore {
         const OPERATION: &str = "blob.get";
         let (folder, wanted) = (Arc::clone(&self.folder), key.clone());
         let (file, info) = blocking(OPERATION, move || folder.find(OPERATION, &wanted)).await?;
-        let Range { start, end } = range.unwrap_or(0..info.size);
-        if start > end || start > info.size {
-            return Err(Error::invalid(
-                OPERATION,
-                "range",
-                "A range must not be reversed or start past the blob's end.",
-            )
-            .with_resource("blob", key.as_str())
-            .with_context("size", info.size));
-        }
-        let range = start..end.min(info.size);
+        let range = info.readable(range)?;
         let stream = read::stream(file, &info, range.clone());
         Ok(BlobRead { info, range, stream })
     }
@@ -186,11 +169,8 @@ impl BlobStore for FsBlobStore {
     }
 
     async fn list(&self, prefix: &str, after: Option<&BlobKey>, limit: usize) -> Result<BlobPage> {
-        const OPERATION: &str = "blob.list";
-        if !(1..=MAX_PAGE).contains(&limit) {
-            return Err(Error::invalid(OPERATION, "limit", "A page of blobs holds 1 to 1,000."));
-        }
+        validate_page_limit(limit)?;
         let (folder, prefix, after) = (Arc::clone(&self.folder), prefix.to_owned(), after.cloned());
-        blocking(OPERATION, move || folder.page(&prefix, after.as_ref(), limit)).await
+        blocking("blob.list", move || folder.page(&prefix, after.as_ref(), limit)).await
     }
 }

@@ -70,6 +70,46 @@ pub(crate) async fn one_of_many_compare_and_sets_wins(fixture: &dyn Fixture) {
     }
 }
 
+pub(crate) async fn compare_and_set_for_no_time_forgets(fixture: &dyn Fixture) {
+    let bench = Bench::new(fixture);
+    bench.set("a").await;
+    let swap = async |expected: Option<Bytes>| {
+        bench.cache.compare_and_set(&bench.key, expected.as_ref(), bytes("b"), Duration::ZERO).await.unwrap()
+    };
+    assert!(!swap(Some(bytes("b"))).await, "it is another value");
+    bench.is("a").await;
+    assert!(swap(Some(bytes("a"))).await);
+    bench.is_missed().await;
+    assert!(swap(None).await);
+    bench.is_missed().await;
+}
+
+pub(crate) async fn a_storm_of_compare_and_sets_loses_no_step(fixture: &dyn Fixture) {
+    const WORKERS: u64 = 16;
+    const STEPS: u64 = 12;
+    let bench = Bench::new(fixture);
+    bench.cache.set(&bench.key, bytes("0"), MAX_TTL).await.unwrap();
+    let workers = (0..WORKERS).map(|_| {
+        let (cache, key) = (Arc::clone(&bench.cache), bench.key.clone());
+        tokio::spawn(async move {
+            let mut steps = 0;
+            while steps < STEPS {
+                let found = cache.get(&key).await.unwrap();
+                let number: u64 = String::from_utf8_lossy(&found).parse().unwrap();
+                let next = bytes(&(number + 1).to_string());
+                if cache.compare_and_set(&key, Some(&found), next, MAX_TTL).await.unwrap() {
+                    steps += 1;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+    });
+    for worker in workers.collect::<Vec<_>>() {
+        worker.await.unwrap();
+    }
+    bench.is(&(WORKERS * STEPS).to_string()).await;
+}
+
 pub(crate) async fn what_passes_a_limit_is_refused_by_compare_and_set(fixture: &dyn Fixture) {
     let bench = Bench::new(fixture);
     let too_long = Bytes::from(vec![0; MAX_VALUE_BYTES + 1]);

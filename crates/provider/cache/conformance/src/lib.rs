@@ -7,10 +7,13 @@
 //! cache that has room and no reason to forget; the cases say so where they need that.
 
 // Cases are tests: a panic is how they fail.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod compare_and_set;
+mod faults;
+mod hooks;
 mod limits;
+mod model;
 mod values;
 
 use std::process::ExitCode;
@@ -21,9 +24,10 @@ pub use async_trait::async_trait;
 use bytes::Bytes;
 use flames_cache::{CacheCapabilities, CacheKey, CacheStore};
 use flames_clock::Clock;
-use flames_conformance_runner::{Row, Suite, cases, table};
+use flames_conformance_runner::{Case, Row, Suite, cases, table};
 pub use flames_conformance_runner::{Time, Unavailable, failures};
 use flames_error::{ErrorKind, Result};
+pub use hooks::{Faults, Hook};
 
 /// How an adapter is brought under test.
 #[async_trait]
@@ -42,8 +46,20 @@ pub trait Harness: Send + Sync + 'static {
         None
     }
 
+    /// What the fixtures of [`Harness::fresh_for`] can do beyond the cache's own calls, told without connecting anywhere.
+    fn hooks(&self) -> &'static [Hook] {
+        &[]
+    }
+
     /// An empty cache, for one case.
     async fn fresh(&self) -> Box<dyn Fixture>;
+
+    /// As [`Harness::fresh`], with a fixture that can do what `hook`, one of [`Harness::hooks`], names: behind a proxy of its own, or
+    /// over a server of its own.
+    async fn fresh_for(&self, hook: Hook) -> Box<dyn Fixture> {
+        let _ = hook;
+        self.fresh().await
+    }
 }
 
 /// One fresh cache and its time.
@@ -62,6 +78,23 @@ pub trait Fixture: Send + Sync {
     async fn advance(&self, duration: Duration) {
         self.clock().sleep(duration).await;
     }
+
+    /// Within how long each call ends, whatever the network and the server do: the cache's configured deadline. Cases that break
+    /// something wait for it several times, so fixtures for [`Hook`]s set about a second.
+    fn operation_deadline(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+
+    /// With [`Hook::Faults`]: the way between the cache and its server.
+    fn faults(&self) -> &dyn Faults {
+        panic!("the harness has `Hook::Faults`, but its fixture has no `faults`");
+    }
+
+    /// With [`Hook::Restart`]: kills the server without a warning (SIGKILL), starts it again with whatever it kept, and returns once it
+    /// takes connections.
+    async fn restart_server(&self) {
+        panic!("the harness has `Hook::Restart`, but its fixture has no `restart_server`");
+    }
 }
 
 fn rows() -> Vec<Row<Box<dyn Fixture>>> {
@@ -76,43 +109,68 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             a_newer_value_brings_its_own_time_to_live,
             an_expired_value_is_a_miss,
             a_time_to_live_of_zero_forgets,
+            a_time_to_live_of_a_year_is_taken_and_one_of_a_nanosecond_is_soon_over,
             a_deleted_key_is_a_miss,
             deleting_what_is_not_there_is_no_error;
         limits:
             what_passes_a_limit_is_refused,
-            the_longest_key_and_value_are_taken;
+            the_longest_key_and_value_are_taken,
+            each_limit_is_met_exactly_and_passed_by_one;
+        model:
+            random_operations_agree_with_a_model_that_may_forget;
         compare_and_set:
             compare_and_set_replaces_only_what_was_expected if compare_and_set,
             compare_and_set_of_none_needs_no_value if compare_and_set,
             an_expired_value_counts_as_none_in_a_compare_and_set if compare_and_set,
             compare_and_set_brings_its_own_time_to_live if compare_and_set,
+            compare_and_set_for_no_time_forgets if compare_and_set,
             one_of_many_compare_and_sets_wins if compare_and_set,
+            a_storm_of_compare_and_sets_loses_no_step if compare_and_set,
             what_passes_a_limit_is_refused_by_compare_and_set if compare_and_set,
-            without_the_capability_compare_and_set_says_so if no_compare_and_set,
+            without_the_capability_compare_and_set_says_so if no_compare_and_set;
+        faults:
+            a_call_cut_at_any_byte_is_told_truthfully if faults,
+            no_call_reports_success_for_what_is_not_so if faults,
+            an_answer_that_never_comes_is_an_unknown_outcome if faults,
+            a_stalled_network_ends_every_call_within_its_deadline if faults,
+            a_server_killed_under_load_makes_forget_and_never_lie if restart,
     ]
 }
 
 /// The suite for one adapter.
 pub fn suite(harness: impl Harness) -> Suite {
     let harness = Arc::new(harness);
-    let fresh = Arc::clone(&harness);
-    let lacks = |capability: &str| {
-        let can = harness.capabilities().compare_and_set;
-        match capability {
-            "compare_and_set" if !can => Some("the cache has no compare_and_set".to_owned()),
-            "no_compare_and_set" if can => Some("the cache has compare_and_set".to_owned()),
-            _ => None,
-        }
-    };
     Suite {
         name: "cache",
         provider: harness.name(),
         unavailable: harness.unavailable(),
         time: harness.time(),
-        cases: cases(rows(), lacks, move || {
+        cases: cases_for(&harness),
+    }
+}
+
+fn cases_for<H: Harness>(harness: &Arc<H>) -> Vec<Case> {
+    let can = harness.capabilities().compare_and_set;
+    let hook_of =
+        |row: &Row<Box<dyn Fixture>>| Hook::ALL.into_iter().find(|hook| row.needs == Some(hook.name()));
+    let mut all = Vec::new();
+    // Cases that need a hook run on fixtures that have it.
+    for hook in [None].into_iter().chain(Hook::ALL.map(Some)) {
+        let rows: Vec<_> = rows().into_iter().filter(|row| hook_of(row) == hook).collect();
+        let lacks = |capability: &str| match (hook, capability) {
+            (Some(hook), _) => (!harness.hooks().contains(&hook)).then(|| hook.missing().to_owned()),
+            (None, "compare_and_set") if !can => Some("the cache has no compare_and_set".to_owned()),
+            (None, "no_compare_and_set") if can => Some("the cache has compare_and_set".to_owned()),
+            (None, _) => None,
+        };
+        let fresh = Arc::clone(harness);
+        all.extend(cases(rows, lacks, move || {
             let harness = Arc::clone(&fresh);
             async move {
-                let fixture = harness.fresh().await;
+                let fixture = match hook {
+                    Some(hook) => harness.fresh_for(hook).await,
+                    None => harness.fresh().await,
+                };
                 assert_eq!(
                     fixture.cache().capabilities(),
                     harness.capabilities(),
@@ -120,8 +178,9 @@ pub fn suite(harness: impl Harness) -> Suite {
                 );
                 fixture
             }
-        }),
+        }));
     }
+    all
 }
 
 /// The whole of an adapter's `tests/conformance.rs` (`harness = false`): `fn main() -> ExitCode { run(Harness) }`.
@@ -185,6 +244,19 @@ fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
+/// The seeds that a case runs with: its own, or the one that the environment variable `FLAMES_SEED` gives. They are printed, so
+/// that a failure can be repeated.
+#[allow(clippy::print_stderr)]
+fn seeds<const N: usize>(case: &str, own: [u64; N]) -> Vec<u64> {
+    let given = std::env::var("FLAMES_SEED").ok();
+    let seeds = match given {
+        Some(text) => vec![text.parse().expect("FLAMES_SEED is a number")],
+        None => own.to_vec(),
+    };
+    eprintln!("{case}: seeds {seeds:?} (FLAMES_SEED=N runs it with another)");
+    seeds
+}
+
 #[track_caller]
 fn refused<T: std::fmt::Debug>(answer: Result<T>, kind: ErrorKind) {
     assert_eq!(answer.unwrap_err().kind(), kind);
@@ -199,7 +271,13 @@ mod tests {
         let names: Vec<&str> = super::rows().iter().map(|row| row.name).collect();
         assert_table_is_complete(
             &names,
-            &[include_str!("compare_and_set.rs"), include_str!("limits.rs"), include_str!("values.rs")],
+            &[
+                include_str!("compare_and_set.rs"),
+                include_str!("faults.rs"),
+                include_str!("limits.rs"),
+                include_str!("model.rs"),
+                include_str!("values.rs"),
+            ],
             &[include_str!("../../src/lib.rs")],
         );
     }

@@ -25,3 +25,20 @@ pub(crate) async fn the_longest_key_and_value_are_taken(fixture: &dyn Fixture) {
     bench.cache.set(&key, value.clone(), MAX_TTL).await.unwrap();
     assert!(bench.cache.get(&key).await.unwrap() == value, "it is kept whole");
 }
+
+pub(crate) async fn each_limit_is_met_exactly_and_passed_by_one(fixture: &dyn Fixture) {
+    let bench = Bench::new(fixture);
+    // Every letter that a key may have.
+    let letters: String = (0x21..0x7f_u8).map(char::from).collect();
+    let key = key(&letters.repeat(6)[..MAX_KEY_BYTES]);
+    for size in [0, 1, MAX_VALUE_BYTES - 1, MAX_VALUE_BYTES] {
+        let value = Bytes::from(vec![0xff; size]);
+        bench.cache.set(&key, value.clone(), MAX_TTL).await.unwrap();
+        assert!(bench.cache.get(&key).await.unwrap() == value, "{size} bytes are kept whole");
+    }
+    assert!(flames_cache::CacheKey::new("k".repeat(MAX_KEY_BYTES + 1)).is_err());
+    let just_too_long = MAX_TTL + Duration::from_nanos(1);
+    refused(bench.cache.set(&key, bytes("a"), just_too_long).await, ErrorKind::InvalidInput);
+    let kept = bench.cache.get(&key).await.unwrap();
+    assert_eq!(kept.len(), MAX_VALUE_BYTES, "what was refused changed something");
+}

@@ -1,9 +1,10 @@
 //! What is remembered is remembered right, and no longer than asked.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
-use flames_cache::{CacheKey, CacheStoreExt};
+use flames_cache::{CacheKey, CacheStoreExt, MAX_TTL};
 
 use crate::{Bench, Fixture, key};
 
@@ -113,5 +114,21 @@ pub(crate) async fn deleting_what_is_not_there_is_no_error(fixture: &dyn Fixture
     bench.set("a").await;
     bench.cache.delete(&bench.key).await.unwrap();
     bench.cache.delete(&bench.key).await.unwrap();
+    bench.is_missed().await;
+}
+
+pub(crate) async fn a_time_to_live_of_a_year_is_taken_and_one_of_a_nanosecond_is_soon_over(
+    fixture: &dyn Fixture,
+) {
+    let bench = Bench::new(fixture);
+    let day = Duration::from_secs(24 * 3_600);
+    for ttl in [day * 31, day * 365, MAX_TTL] {
+        bench.cache.set(&bench.key, crate::bytes("long"), ttl).await.unwrap();
+        bench.pass(1).await;
+        bench.is("long").await;
+    }
+    // Shorter than any step of the cache's clock: not refused, not taken for zero or for ever.
+    bench.cache.set(&bench.key, crate::bytes("short"), Duration::from_nanos(1)).await.unwrap();
+    bench.pass(1).await;
     bench.is_missed().await;
 }

@@ -50,6 +50,25 @@ pub(crate) async fn one_of_many_who_want_a_host_name_gets_it(fixture: &dyn Fixtu
     assert_eq!(list_all(&*ingress, 1_000).await, winners);
 }
 
+pub(crate) async fn a_host_name_may_serve_several_ports_of_its_vm(fixture: &dyn Fixture) {
+    let ingress = fixture.ingress();
+    for port in [80, 81, 82] {
+        ingress.register(route("vm_1", port, &["a.example"]), address(9001)).await.unwrap();
+    }
+    let taken = async || {
+        let answer = ingress.register(route("vm_2", 80, &["a.example"]), address(9002)).await;
+        refused(answer, ErrorKind::AlreadyExists);
+    };
+    taken().await;
+    // The name is the VM's as long as one of its ports has it, however the others lose it.
+    ingress.register(route("vm_1", 81, &[]), address(9001)).await.unwrap();
+    taken().await;
+    ingress.unregister_port(&key("vm_1", 80)).await.unwrap();
+    taken().await;
+    assert!(ingress.unregister_target(&key("vm_1", 82), &address(9001)).await.unwrap());
+    ingress.register(route("vm_2", 80, &["a.example"]), address(9002)).await.unwrap();
+}
+
 pub(crate) async fn a_freed_host_name_can_be_taken_by_another_vm(fixture: &dyn Fixture) {
     let ingress = fixture.ingress();
     ingress.register(route("vm_1", 80, &["a.example"]), address(9001)).await.unwrap();

@@ -7,7 +7,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod hosts;
+mod incarnations;
 mod listing;
+mod model;
 mod routes;
 
 use std::net::SocketAddr;
@@ -53,6 +55,7 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
     table![
         routes:
             a_registered_route_is_listed,
+            a_registered_route_has_the_url_that_is_told_of_it,
             registering_again_replaces_the_target,
             registering_again_replaces_the_host_names,
             registering_the_same_twice_changes_nothing,
@@ -61,18 +64,30 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             removing_one_port_leaves_the_others,
             a_vms_routes_are_its_own,
             a_route_that_is_none_is_refused,
+            names_and_numbers_at_the_limit_are_taken,
             a_guest_target_is_served_or_refused_as_declared;
+        incarnations:
+            what_an_older_incarnation_takes_away_is_only_its_own,
+            a_route_is_taken_away_with_the_target_it_has,
+            a_new_incarnation_keeps_its_route_however_the_old_one_ends,
+            of_two_incarnations_registering_at_once_one_stands_whole;
         hosts:
             a_host_name_belongs_to_one_vm,
             a_refused_route_changes_nothing,
             one_of_many_who_want_a_host_name_gets_it,
+            a_host_name_may_serve_several_ports_of_its_vm,
             a_freed_host_name_can_be_taken_by_another_vm,
             a_host_name_that_was_given_up_can_be_taken_by_another_vm;
         listing:
             an_empty_table_lists_nothing,
             a_listing_is_ordered_and_pages_meet,
+            a_page_that_ends_with_the_table_is_the_last,
+            a_table_of_many_routes_is_listed_whole,
             a_route_that_stays_is_listed_once_while_others_come_and_go,
             a_page_limit_out_of_range_is_refused,
+            a_reconciler_repairs_the_table_by_what_is_listed;
+        model:
+            any_order_of_calls_gives_the_table_of_the_model,
     ]
 }
 
@@ -123,6 +138,15 @@ fn address(port: u16) -> Target {
     Target::Address(SocketAddr::from(([127, 0, 0, 1], port)))
 }
 
+/// The target of one of a VM's incarnations: its guest's port, or its address where the ingress cannot dial guests.
+fn incarnation(ingress: &dyn IngressProvider, number: u16) -> Target {
+    if ingress.capabilities().guest_targets {
+        Target::Guest { incarnation: format!("inc_{number}"), port: 8080 }
+    } else {
+        address(9000 + number)
+    }
+}
+
 async fn ports_of(ingress: &dyn IngressProvider, vm: &str) -> Vec<u16> {
     ingress.get(&owner(vm)).await.unwrap().iter().map(|registration| registration.route.key.port).collect()
 }
@@ -156,7 +180,13 @@ mod tests {
         let names: Vec<&str> = super::rows().iter().map(|row| row.name).collect();
         assert_table_is_complete(
             &names,
-            &[include_str!("hosts.rs"), include_str!("listing.rs"), include_str!("routes.rs")],
+            &[
+                include_str!("hosts.rs"),
+                include_str!("incarnations.rs"),
+                include_str!("listing.rs"),
+                include_str!("model.rs"),
+                include_str!("routes.rs"),
+            ],
             &[include_str!("../../src/lib.rs")],
         );
     }

@@ -15,6 +15,24 @@ pub(crate) async fn a_registered_route_is_listed(fixture: &dyn Fixture) {
     assert_eq!(list_all(&*ingress, 1_000).await, [expected]);
 }
 
+pub(crate) async fn a_registered_route_has_the_url_that_is_told_of_it(fixture: &dyn Fixture) {
+    let ingress = fixture.ingress();
+    let mut urls = Vec::new();
+    for wanted in
+        [route("vm_1", 8080, &["a.example", "b.example"]), route("vm_1", 8081, &[]), route("vm_2", 8080, &[])]
+    {
+        let told = ingress.url(&wanted);
+        let registered = ingress.register(wanted.clone(), address(9001)).await.unwrap();
+        assert_eq!(registered.url, told, "{wanted:?}");
+        assert_eq!(ingress.get(&wanted.key.vm).await.unwrap().last().unwrap().url, told, "as it is listed");
+        urls.extend(told);
+    }
+    let count = urls.len();
+    urls.sort();
+    urls.dedup();
+    assert_eq!(urls.len(), count, "each has its own: {urls:?}");
+}
+
 pub(crate) async fn registering_again_replaces_the_target(fixture: &dyn Fixture) {
     let ingress = fixture.ingress();
     let wanted = route("vm_1", 8080, &["a.example"]);
@@ -105,6 +123,25 @@ pub(crate) async fn a_route_that_is_none_is_refused(fixture: &dyn Fixture) {
     refused(ingress.register(route("vm_1", 80, &many), address(9001)).await, ErrorKind::InvalidInput);
     assert_eq!(list_all(&*ingress, 1_000).await, [], "nothing was kept of any");
     ingress.register(route("vm_1", 80, &many[..32]), address(9001)).await.unwrap();
+}
+
+pub(crate) async fn names_and_numbers_at_the_limit_are_taken(fixture: &dyn Fixture) {
+    let ingress = fixture.ingress();
+    let label = "l".repeat(63);
+    let name = [label.as_str(), &label, &label, &"n".repeat(61)].join(".");
+    assert_eq!(name.len(), 253);
+    let vm = "v".repeat(64);
+    let mut wanted = Vec::new();
+    for (vm, port, hosts) in [
+        ("v", 1, vec!["a".to_owned()]),
+        (vm.as_str(), 65_535, vec![name, format!("{label}.example"), "0-0.9".to_owned()]),
+        ("vm_-0", 80, (0..32).map(|number| format!("h{number}.example")).collect()),
+    ] {
+        let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
+        wanted.push(ingress.register(route(vm, port, &hosts), address(65_535)).await.unwrap());
+    }
+    wanted.sort_by(|one, other| one.route.key.cmp(&other.route.key));
+    assert_eq!(list_all(&*ingress, 1_000).await, wanted);
 }
 
 pub(crate) async fn a_guest_target_is_served_or_refused_as_declared(fixture: &dyn Fixture) {

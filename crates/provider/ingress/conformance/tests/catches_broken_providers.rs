@@ -46,6 +46,30 @@ enum Flaw {
     /// A page starts at a place that is counted, not named.
     PagesByOffset,
     LimitBent,
+    /// A full page always promises another.
+    FullPageGoesOn,
+    /// The longest names are refused.
+    LimitsTooNarrow,
+    /// A route is removed whatever its target.
+    TargetIgnored,
+    /// Removing by target does nothing, and says that it did.
+    TargetNeverRemoved,
+    /// Looks where a route leads, and removes it later.
+    LookThenUnregister,
+    /// A route's names are set, and its target later.
+    NamesThenTarget,
+    /// A host name that one port gives up is free, though another port has it.
+    SharedNameFreedEarly,
+    /// A host name is one port's.
+    NoSharedNames,
+    /// What is listed is what was first registered.
+    ListsTheFirst,
+    /// Only so many routes are listed.
+    ListsFewerThanAHundred,
+    /// It tells of a URL that no registration has.
+    UrlUntrue,
+    /// Every tenth registration is answered and lost.
+    TenthLost,
 }
 
 #[derive(Debug)]
@@ -54,6 +78,9 @@ struct BrokenIngress {
     right: NoopIngress,
     hosts: Mutex<BTreeMap<String, RouteOwner>>,
     pages: Mutex<usize>,
+    freed: Mutex<Vec<String>>,
+    first: Mutex<BTreeMap<RouteKey, Registration>>,
+    registered: Mutex<usize>,
 }
 
 impl BrokenIngress {
@@ -67,6 +94,12 @@ impl BrokenIngress {
 
     async fn standing(&self, key: &RouteKey) -> Option<Registration> {
         self.all().await.into_iter().find(|registration| registration.route.key == *key)
+    }
+
+    /// Remembers the names that a route is about to lose.
+    async fn note_freed(&self, key: &RouteKey) {
+        let hosts = self.standing(key).await.map(|standing| standing.route.hosts).unwrap_or_default();
+        self.freed.lock().unwrap().extend(hosts);
     }
 
     /// The VMs that `vm` is mistaken for.
@@ -84,6 +117,10 @@ impl IngressProvider for BrokenIngress {
 
     fn capabilities(&self) -> IngressCapabilities {
         capabilities(self.flaw)
+    }
+
+    fn url(&self, _: &Route) -> Option<String> {
+        self.is(Flaw::UrlUntrue).then(|| "http://elsewhere.example/".to_owned())
     }
 
     async fn register(&self, mut route: Route, mut target: Target) -> Result<Registration> {
@@ -127,6 +164,59 @@ impl IngressProvider for BrokenIngress {
                     self.right.unregister_port(&other.route.key).await?;
                 }
             }
+            Flaw::LimitsTooNarrow if route.hosts.iter().any(|host| host.len() > 200) => {
+                return refused(ErrorKind::InvalidInput);
+            }
+            Flaw::NamesThenTarget => {
+                let is_odd = {
+                    let mut registered = self.registered.lock().unwrap();
+                    *registered += 1;
+                    *registered % 2 == 1
+                };
+                let old = standing.map_or_else(|| target.clone(), |standing| standing.target);
+                self.right.register(route.clone(), old).await?;
+                for _ in 0..if is_odd { 2 } else { 1 } {
+                    tokio::task::yield_now().await;
+                }
+                let named =
+                    self.standing(&route.key).await.map_or_else(|| route.clone(), |named| named.route);
+                self.right.register(named, target.clone()).await?;
+                return Ok(Registration { route, target, url: None });
+            }
+            Flaw::NoSharedNames => {
+                let shares = |other: &Registration| {
+                    other.route.key != route.key
+                        && other.route.hosts.iter().any(|host| route.hosts.contains(host))
+                };
+                if self.all().await.iter().any(shares) {
+                    return refused(ErrorKind::AlreadyExists);
+                }
+            }
+            Flaw::SharedNameFreedEarly => {
+                for other in self.all().await {
+                    let is_freed = |host: &String| {
+                        self.freed.lock().unwrap().contains(host) && other.route.hosts.contains(host)
+                    };
+                    if other.route.key.vm != route.key.vm && route.hosts.iter().any(is_freed) {
+                        self.right.unregister_port(&other.route.key).await?;
+                    }
+                }
+                self.note_freed(&route.key).await;
+                self.freed.lock().unwrap().retain(|host| !route.hosts.contains(host));
+            }
+            Flaw::TenthLost => {
+                let number = {
+                    let mut registered = self.registered.lock().unwrap();
+                    *registered += 1;
+                    *registered
+                };
+                if number % 10 == 0
+                    && !self.all().await.iter().any(|other| other.route.key.vm != route.key.vm)
+                {
+                    route.validate()?;
+                    return Ok(Registration { route, target, url: None });
+                }
+            }
             Flaw::HostNamesNeverFreed => {
                 let mut hosts = self.hosts.lock().unwrap();
                 for host in &route.hosts {
@@ -141,10 +231,37 @@ impl IngressProvider for BrokenIngress {
             }
             _ => {}
         }
-        self.right.register(route, target).await
+        let registered = self.right.register(route, target).await?;
+        let key = registered.route.key.clone();
+        self.first.lock().unwrap().entry(key).or_insert_with(|| registered.clone());
+        Ok(registered)
+    }
+
+    async fn unregister_target(&self, key: &RouteKey, target: &Target) -> Result<bool> {
+        self.note_freed(key).await;
+        match self.flaw {
+            Flaw::TargetIgnored => {
+                let was_there = self.standing(key).await.is_some();
+                self.right.unregister_port(key).await?;
+                Ok(was_there)
+            }
+            Flaw::TargetNeverRemoved => {
+                Ok(self.standing(key).await.is_some_and(|standing| standing.target == *target))
+            }
+            Flaw::LookThenUnregister => {
+                let leads_there = self.standing(key).await.is_some_and(|standing| standing.target == *target);
+                if leads_there {
+                    tokio::task::yield_now().await;
+                    self.right.unregister_port(key).await?;
+                }
+                Ok(leads_there)
+            }
+            _ => self.right.unregister_target(key, target).await,
+        }
     }
 
     async fn unregister_port(&self, key: &RouteKey) -> Result<()> {
+        self.note_freed(key).await;
         match self.flaw {
             Flaw::UnregisterOfAbsentFails if self.standing(key).await.is_none() => {
                 Err(Error::not_found("ingress.unregister_port", "route", key.vm.as_str()))
@@ -196,6 +313,20 @@ impl IngressProvider for BrokenIngress {
         };
         match self.flaw {
             Flaw::ListingUnordered => page.registrations.reverse(),
+            Flaw::FullPageGoesOn if page.registrations.len() == limit => {
+                page.next = page.registrations.last().map(|last| last.route.key.clone());
+            }
+            Flaw::ListsTheFirst => {
+                let first = self.first.lock().unwrap();
+                for listed in &mut page.registrations {
+                    *listed = first[&listed.route.key].clone();
+                }
+            }
+            Flaw::ListsFewerThanAHundred => {
+                let mut all: Vec<_> = self.all().await.into_iter().map(|listed| listed.route.key).collect();
+                all.truncate(99);
+                page.registrations.retain(|listed| all.contains(&listed.route.key));
+            }
             Flaw::PagesSkip if page.next.is_some() => {
                 let behind = self.right.list(page.next.as_ref(), 1).await?;
                 page.next = behind.registrations.into_iter().next().map(|first| first.route.key);
@@ -232,6 +363,9 @@ impl Harness for Broken {
             right: NoopIngress::new(),
             hosts: Mutex::default(),
             pages: Mutex::default(),
+            freed: Mutex::default(),
+            first: Mutex::default(),
+            registered: Mutex::default(),
         })))
     }
 }
@@ -261,6 +395,7 @@ fn an_ingress_without_a_flaw_passes_with_and_without_guest_targets() {
 fn each_flaw_is_caught_by_the_case_that_names_it() {
     let catches = [
         (Flaw::RegistrationLost, "a_registered_route_is_listed"),
+        (Flaw::UrlUntrue, "a_registered_route_has_the_url_that_is_told_of_it"),
         (Flaw::FirstTargetStays, "registering_again_replaces_the_target"),
         (Flaw::HostNamesPileUp, "registering_again_replaces_the_host_names"),
         (Flaw::HostNamesPileUp, "a_host_name_that_was_given_up_can_be_taken_by_another_vm"),
@@ -281,6 +416,21 @@ fn each_flaw_is_caught_by_the_case_that_names_it() {
         (Flaw::PagesSkip, "a_listing_is_ordered_and_pages_meet"),
         (Flaw::PagesByOffset, "a_route_that_stays_is_listed_once_while_others_come_and_go"),
         (Flaw::LimitBent, "a_page_limit_out_of_range_is_refused"),
+        (Flaw::FullPageGoesOn, "a_page_that_ends_with_the_table_is_the_last"),
+        (Flaw::LimitsTooNarrow, "names_and_numbers_at_the_limit_are_taken"),
+        (Flaw::TargetIgnored, "what_an_older_incarnation_takes_away_is_only_its_own"),
+        (Flaw::TargetNeverRemoved, "a_route_is_taken_away_with_the_target_it_has"),
+        (Flaw::LookThenUnregister, "a_new_incarnation_keeps_its_route_however_the_old_one_ends"),
+        (Flaw::NamesThenTarget, "of_two_incarnations_registering_at_once_one_stands_whole"),
+        (Flaw::SharedNameFreedEarly, "a_host_name_may_serve_several_ports_of_its_vm"),
+        (Flaw::NoSharedNames, "a_host_name_may_serve_several_ports_of_its_vm"),
+        (Flaw::ListsTheFirst, "a_reconciler_repairs_the_table_by_what_is_listed"),
+        (Flaw::HostNamesNeverFreed, "a_reconciler_repairs_the_table_by_what_is_listed"),
+        (Flaw::ListsFewerThanAHundred, "a_table_of_many_routes_is_listed_whole"),
+        (Flaw::TenthLost, "any_order_of_calls_gives_the_table_of_the_model"),
+        (Flaw::TargetIgnored, "any_order_of_calls_gives_the_table_of_the_model"),
+        (Flaw::SharedNameFreedEarly, "any_order_of_calls_gives_the_table_of_the_model"),
+        (Flaw::HostNamesPileUp, "any_order_of_calls_gives_the_table_of_the_model"),
     ];
     let missed: Vec<_> = catches.iter().filter(|(flaw, case)| verdict(*flaw, case).is_none()).collect();
     assert!(missed.is_empty(), "not caught: {missed:?}");

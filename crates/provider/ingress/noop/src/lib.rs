@@ -114,6 +114,15 @@ impl IngressProvider for NoopIngress {
         Ok(())
     }
 
+    async fn unregister_target(&self, key: &RouteKey, target: &Target) -> Result<bool> {
+        let mut table = self.lock();
+        let leads_there = table.routes.get(key).is_some_and(|standing| standing.target == *target);
+        if leads_there {
+            table.remove(key);
+        }
+        Ok(leads_there)
+    }
+
     async fn get(&self, vm: &RouteOwner) -> Result<Vec<Registration>> {
         Ok(self.lock().of(vm).map(|(_, registration)| registration.clone()).collect())
     }

@@ -129,3 +129,15 @@ pub(crate) async fn a_job_given_back_into_the_past_is_ready_now(fixture: &dyn Fi
     bench.queue.nack(&job.lease.token, Timestamp::UNIX_EPOCH).await.unwrap();
     assert_eq!(bench.take().await.payload, "a");
 }
+
+pub(crate) async fn an_extension_may_shorten_a_lease(fixture: &dyn Fixture) {
+    let bench = Bench::new(fixture);
+    bench.add("a").await;
+    let job = bench.take_for(100).await;
+    let shortened = bench.queue.extend(&job.lease.token, bench.units(2)).await.unwrap();
+    assert!(shortened.expires_at < job.lease.expires_at);
+    bench.pass(3).await;
+    let again = bench.take().await;
+    assert_eq!((again.id, again.attempt), (job.id, 2));
+    lease_is_lost(&bench, &job.lease.token).await;
+}

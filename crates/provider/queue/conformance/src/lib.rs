@@ -4,14 +4,22 @@
 //! time in [`Fixture::unit`]s: any length under simulated time, as short as the backend's timers allow under real time.
 
 // Cases are tests: a panic is how they fail.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod clocks;
+mod crowds;
 mod dedupe;
 mod delivery;
+mod faults;
+mod hooks;
 mod leases;
+mod ledger;
 mod limits;
+mod model;
 mod order;
 mod parking;
+mod reopening;
+mod servers;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,10 +28,11 @@ use std::time::Duration;
 pub use async_trait::async_trait;
 use bytes::Bytes;
 use flames_clock::{Clock, ClockExt, Timestamp};
-use flames_conformance_runner::{Row, Suite, cases, table};
+use flames_conformance_runner::{Case, Row, Suite, cases, table};
 pub use flames_conformance_runner::{Time, Unavailable, failures};
 use flames_error::{ErrorKind, Result};
 use flames_queue::{EnqueueOptions, Enqueued, Job, LeaseToken, Priority, Topic, WorkQueue, WorkerId};
+pub use hooks::{Faults, Held, Hook, JumpingClock};
 
 /// How an adapter is brought under test.
 #[async_trait]
@@ -39,8 +48,25 @@ pub trait Harness: Send + Sync + 'static {
         None
     }
 
+    /// Whether what was enqueued is still there when the queue is opened anew. If so, its fixtures implement [`Fixture::reopen`].
+    fn is_durable(&self) -> bool {
+        false
+    }
+
+    /// What the fixtures of [`Harness::fresh_for`] can do beyond the queue's own calls, told without connecting anywhere.
+    fn hooks(&self) -> &'static [Hook] {
+        &[]
+    }
+
     /// A queue that has no jobs, for one case.
     async fn fresh(&self) -> Box<dyn Fixture>;
+
+    /// As [`Harness::fresh`], with a fixture that can do what `hook`, one of [`Harness::hooks`], names: behind a proxy of its own, over a
+    /// server of its own, with a small pool, or with a clock of its own.
+    async fn fresh_for(&self, hook: Hook) -> Box<dyn Fixture> {
+        let _ = hook;
+        self.fresh().await
+    }
 }
 
 /// One fresh queue and its time.
@@ -59,6 +85,41 @@ pub trait Fixture: Send + Sync {
     async fn advance(&self, duration: Duration) {
         self.clock().sleep(duration).await;
     }
+
+    /// Closes the queue in order and opens it again. Afterwards [`Fixture::queue`] answers the one opened last.
+    async fn reopen(&self) {
+        panic!("the harness says that the queue is durable, but its fixture has no `reopen`");
+    }
+
+    /// Within how long each operation of the queue ends, whatever the network and the server do: the queue's configured deadline.
+    /// Cases that break something wait for it several times, so fixtures for [`Hook`]s set 1 to 2 seconds.
+    fn operation_deadline(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+
+    /// With [`Hook::Faults`]: the way between the queue and its server.
+    fn faults(&self) -> &dyn Faults {
+        panic!("the harness has `Hook::Faults`, but its fixture has no `faults`");
+    }
+
+    /// With [`Hook::Restart`]: kills the server without a warning (SIGKILL), starts it again on the same data, and returns once it
+    /// takes connections. A queue inside this process is dropped, as by a crash, and opened anew instead. [`Fixture::queue`] is asked
+    /// again for each operation afterwards; it may answer the same queue as before.
+    async fn restart_server(&self) {
+        panic!("the harness has `Hook::Restart`, but its fixture has no `restart_server`");
+    }
+
+    /// With [`Hook::Exhaustion`]: uses up whatever the queue's operations need one of (takes every connection of its pool), until
+    /// the answer is dropped. Reads may be held up as well, or not.
+    async fn exhaust(&self) -> Held {
+        panic!("the harness has `Hook::Exhaustion`, but its fixture has no `exhaust`");
+    }
+
+    /// With [`Hook::Clock`]: makes the wall clock that the queue judges by jump, and [`Fixture::clock`] with it; monotonic time goes on
+    /// ([`JumpingClock::jump`]).
+    fn jump_clock(&self, by_ms: i64) {
+        panic!("the harness has `Hook::Clock`, but its fixture has no `jump_clock` ({by_ms} ms)");
+    }
 }
 
 fn rows() -> Vec<Row<Box<dyn Fixture>>> {
@@ -75,6 +136,16 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             attempts_are_counted,
             an_acknowledged_job_is_gone,
             an_enqueue_wakes_a_waiting_worker;
+        crowds:
+            many_enqueues_of_one_key_make_one_job,
+            each_of_many_enqueues_is_told_its_own_job,
+            a_signal_that_races_with_the_ack_is_never_lost,
+            of_many_acks_of_one_lease_one_succeeds,
+            two_workers_of_one_name_are_told_apart,
+            an_ack_at_the_end_of_its_lease_is_all_or_nothing,
+            higher_priority_goes_first_under_load,
+            a_subscriber_that_never_reads_holds_up_nobody,
+            every_subscriber_is_woken;
         order:
             a_delayed_job_waits_for_its_time,
             a_job_for_a_time_in_the_past_is_ready_now,
@@ -83,6 +154,7 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
         leases:
             a_job_comes_back_when_its_lease_expires,
             an_extended_lease_lives_longer,
+            an_extension_may_shorten_a_lease,
             an_expired_lease_cannot_extend,
             an_expired_lease_cannot_ack,
             an_expired_lease_cannot_nack,
@@ -110,6 +182,7 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             a_long_reason_is_cut_between_letters,
             a_requeued_job_is_delivered_again,
             only_a_parked_job_can_be_requeued,
+            a_requeued_job_still_has_its_dedupe_key,
             the_statistics_count_each_state;
         limits:
             a_payload_that_passes_the_limit_is_refused,
@@ -117,27 +190,82 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             a_batch_size_out_of_range_is_refused,
             a_lease_out_of_range_is_refused,
             a_page_limit_out_of_range_is_refused,
+            the_largest_batch_is_taken_whole,
+            the_shortest_and_the_longest_lease_are_given,
+            the_longest_names_are_kept_apart,
+            keys_and_reasons_of_any_text_are_kept,
+            the_ends_of_time_are_times;
+        model:
+            random_operations_agree_with_a_reference_model;
+        reopening:
+            every_job_outlives_a_reopen_as_it_was if durable,
+            a_delay_outlives_a_reopen if durable,
+            a_lease_outlives_a_reopen if durable,
+            a_signal_while_leased_outlives_a_reopen if durable;
+        clocks:
+            a_clock_set_forward_ends_no_lease if clock,
+            a_clock_set_back_puts_off_no_end_of_a_lease if clock,
+            a_clock_set_back_hides_no_job_that_was_ready if clock;
+        faults:
+            an_enqueue_cut_at_any_byte_is_told_truthfully if faults,
+            an_ack_cut_at_any_byte_is_told_truthfully if faults,
+            an_answer_that_never_comes_is_no_refusal if faults,
+            a_dequeue_whose_answer_is_lost_loses_no_job if faults,
+            through_random_faults_no_job_is_lost_or_stolen if faults,
+            a_server_that_does_not_answer_is_told_within_the_deadline if faults,
+            a_queue_works_again_once_its_network_does if faults;
+        servers:
+            a_server_killed_under_load_loses_no_job if restart,
+            leases_delays_and_signals_outlive_a_killed_server if restart,
+            a_pool_that_is_used_up_is_told_as_exhausted if exhaustion,
     ]
 }
 
 /// The suite for one adapter.
 pub fn suite(harness: impl Harness) -> Suite {
     let harness = Arc::new(harness);
-    let fresh = Arc::clone(&harness);
     Suite {
         name: "queue",
         provider: harness.name(),
         unavailable: harness.unavailable(),
         time: harness.time(),
-        cases: cases(
-            rows(),
-            |_| None,
+        cases: cases_for(harness),
+    }
+}
+
+fn cases_for(harness: Arc<impl Harness>) -> Vec<Case> {
+    let (is_durable, hooks) = (harness.is_durable(), harness.hooks());
+    // Cases that need a hook run on fixtures that have it.
+    let (mut rows, mut by_hook) = (rows(), Vec::new());
+    for hook in Hook::ALL {
+        let (of_hook, others) = rows.into_iter().partition(|row| row.needs == Some(hook.name()));
+        rows = others;
+        by_hook.push((hook, of_hook));
+    }
+    let fresh = Arc::clone(&harness);
+    let mut all = cases(
+        rows,
+        |capability| match capability {
+            "durable" if is_durable => None,
+            other => Some(format!("the queue is not {other}")),
+        },
+        move || {
+            let harness = Arc::clone(&fresh);
+            async move { harness.fresh().await }
+        },
+    );
+    for (hook, rows) in by_hook {
+        let fresh = Arc::clone(&harness);
+        all.extend(cases(
+            rows,
+            |_| (!hooks.contains(&hook)).then(|| hook.missing().to_owned()),
             move || {
                 let harness = Arc::clone(&fresh);
-                async move { harness.fresh().await }
+                async move { harness.fresh_for(hook).await }
             },
-        ),
+        ));
     }
+    all
 }
 
 /// The whole of an adapter's `tests/conformance.rs` (`harness = false`): `fn main() -> ExitCode { run(Harness) }`.
@@ -157,6 +285,12 @@ impl<'f> Bench<'f> {
     fn new(fixture: &'f dyn Fixture) -> Self {
         let (topic, worker) = (topic("vms"), WorkerId::new("worker-1").unwrap());
         Self { fixture, queue: fixture.queue(), topic, worker }
+    }
+
+    /// Closes and opens the queue.
+    async fn reopen(&mut self) {
+        self.fixture.reopen().await;
+        self.queue = self.fixture.queue();
     }
 
     /// A lease that no case outlives by accident.
@@ -239,6 +373,17 @@ fn refused<T: std::fmt::Debug>(answer: Result<T>, kind: ErrorKind) {
     assert_eq!(answer.unwrap_err().kind(), kind);
 }
 
+/// The seeds of a case that draws at random: its own, or the one that `FLAMES_SEED` names. They are printed, so that a failure tells.
+#[allow(clippy::print_stderr)]
+fn seeds<const N: usize>(case: &str, own: [u64; N]) -> Vec<u64> {
+    let seeds = match std::env::var("FLAMES_SEED").ok() {
+        Some(text) => vec![text.parse().unwrap()],
+        None => own.to_vec(),
+    };
+    eprintln!("{case}: seeds {seeds:?} (FLAMES_SEED=N runs it with another)");
+    seeds
+}
+
 async fn lease_is_lost(bench: &Bench<'_>, token: &LeaseToken) {
     refused(bench.queue.extend(token, bench.long()).await, ErrorKind::LeaseLost);
     refused(bench.queue.nack(token, Timestamp::UNIX_EPOCH).await, ErrorKind::LeaseLost);
@@ -256,12 +401,18 @@ mod tests {
         assert_table_is_complete(
             &names,
             &[
+                include_str!("clocks.rs"),
+                include_str!("crowds.rs"),
                 include_str!("dedupe.rs"),
                 include_str!("delivery.rs"),
+                include_str!("faults.rs"),
                 include_str!("leases.rs"),
                 include_str!("limits.rs"),
+                include_str!("model/mod.rs"),
                 include_str!("order.rs"),
                 include_str!("parking.rs"),
+                include_str!("reopening.rs"),
+                include_str!("servers.rs"),
             ],
             &[include_str!("../../src/lib.rs"), include_str!("../../src/types.rs")],
         );

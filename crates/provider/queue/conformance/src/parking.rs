@@ -129,3 +129,17 @@ pub(crate) async fn the_statistics_count_each_state(fixture: &dyn Fixture) {
     let stats = bench.queue.stats(&bench.topic).await.unwrap();
     assert_eq!(stats, TopicStats { ready: 3, delayed: 3, leased: 1, parked: 1 }, "an expired lease is ready");
 }
+
+pub(crate) async fn a_requeued_job_still_has_its_dedupe_key(fixture: &dyn Fixture) {
+    let bench = Bench::new(fixture);
+    bench.enqueue("a", keyed("vm_1")).await;
+    let job = bench.take().await;
+    bench.park(&job).await;
+    bench.queue.requeue(&bench.topic, &job.id).await.unwrap();
+    let enqueued = bench.enqueue("b", keyed("vm_1")).await;
+    assert_eq!((enqueued.coalesced, &enqueued.job), (true, &job.id));
+    let again = bench.take().await;
+    assert_eq!((&again.id, &*again.payload), (&job.id, &b"b"[..]));
+    bench.ack(&again).await;
+    bench.nothing_is_ready().await;
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flames_clock::{Clock, SimulatedClock};
 use flames_queue::WorkQueue;
-use flames_queue_conformance::{Fixture, Harness, Time, async_trait};
+use flames_queue_conformance::{Fixture, Harness, Hook, Time, async_trait};
 use flames_queue_memory::MemoryQueue;
 
 struct Memory;
@@ -24,6 +24,9 @@ impl Harness for Memory {
     fn time(&self) -> Time {
         Time::Paused
     }
+    fn hooks(&self) -> &'static [Hook] {
+        &[Hook::Clock]
+    }
     async fn fresh(&self) -> Box<dyn Fixture> {
         let clock = Arc::new(SimulatedClock::at_fixed_start());
         Box::new(Fresh { queue: MemoryQueue::new(Arc::<SimulatedClock>::clone(&clock)), clock })
@@ -40,6 +43,9 @@ impl Fixture for Fresh {
     }
     fn unit(&self) -> Duration {
         Duration::from_secs(10)
+    }
+    fn jump_clock(&self, by_ms: i64) {
+        self.clock.jump_wall(by_ms);
     }
 }
 

@@ -4,7 +4,9 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use flames_error::ErrorKind;
-use flames_state::{Check, Commit, MAX_COMMIT_BYTES, MAX_COMMIT_OPERATIONS, MAX_VALUE_BYTES, Version};
+use flames_state::{
+    Check, Commit, MAX_COMMIT_BYTES, MAX_COMMIT_OPERATIONS, MAX_KEY_BYTES, MAX_VALUE_BYTES, Version,
+};
 
 use crate::Fixture;
 use crate::support::{Store, delete, everything, key, put, refused, value_of, whole_log};
@@ -122,10 +124,51 @@ pub(crate) async fn a_commit_that_passes_a_limit_is_refused(fixture: &dyn Fixtur
     is_refused_and_changes_nothing(&store, &too_many).await;
 
     let mut too_large = Commit::new();
-    for n in 0..MAX_COMMIT_BYTES / MAX_VALUE_BYTES {
+    for n in 0..3 {
         too_large.put(key(format!("k/{n}")), vec![0; MAX_VALUE_BYTES]);
     }
+    too_large.append(key("log"), vec![0; MAX_COMMIT_BYTES - too_large.bytes() - 2]);
+    assert_eq!(too_large.bytes(), MAX_COMMIT_BYTES + 1);
     is_refused_and_changes_nothing(&store, &too_large).await;
+}
+
+pub(crate) async fn a_commit_that_meets_every_limit_at_once_is_taken(fixture: &dyn Fixture) {
+    let store = fixture.store();
+    // The longest keys, of bytes that every encoding as text makes longer, and alike up to their last byte.
+    let longest = |first: u8, last: u8| key([&[first][..], &[0xff; MAX_KEY_BYTES - 2], &[last]].concat());
+    let mut commit = Commit::new();
+    for n in 0..20 {
+        commit.check(Check::Absent(longest(1, n)));
+    }
+    for n in 0..22 {
+        commit.put(longest(1, n), vec![n; 1_000]);
+    }
+    for n in 0..18 {
+        commit.append(longest(2, n % 3), vec![n; 1_000]);
+    }
+    commit.put(longest(3, 0), vec![0; MAX_VALUE_BYTES]).put(longest(3, 1), vec![0xff; MAX_VALUE_BYTES]);
+    commit.append(longest(2, 0), vec![0; MAX_VALUE_BYTES]);
+    let rest = MAX_COMMIT_BYTES - commit.bytes() - MAX_KEY_BYTES;
+    commit.append(longest(2, 1), vec![7; rest]);
+    assert_eq!((commit.operations(), commit.bytes()), (MAX_COMMIT_OPERATIONS, MAX_COMMIT_BYTES));
+    commit.validate().unwrap();
+    let version = store.commit(&commit).await.unwrap().version;
+    let read = everything(&store).await;
+    assert_eq!(read.len(), 24);
+    assert!(read.iter().all(|entry| entry.version == version));
+    assert!(read[23].value == vec![0xff; MAX_VALUE_BYTES]);
+    assert_eq!(whole_log(&store, &longest(2, 0)).await.last().unwrap().payload.len(), MAX_VALUE_BYTES);
+    assert_eq!(whole_log(&store, &longest(2, 1)).await.last().unwrap().payload.len(), rest);
+    // The same again: now its checks do not hold, and there are as many of them as a commit can have.
+    refused(store.commit(&commit).await, ErrorKind::Conflict);
+    let mut checks = Commit::new();
+    for n in 0..MAX_COMMIT_OPERATIONS - 1 {
+        let n = u8::try_from(n).unwrap();
+        checks.check(if n < 22 { Check::Present(longest(1, n)) } else { Check::Absent(longest(1, n)) });
+    }
+    checks.put(longest(1, 0), "");
+    store.commit(&checks).await.unwrap();
+    assert_eq!(value_of(&store, &longest(1, 0)).await, Some(Bytes::new()));
 }
 
 pub(crate) async fn a_commit_at_its_limits_is_taken(fixture: &dyn Fixture) {

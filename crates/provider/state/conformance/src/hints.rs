@@ -92,3 +92,35 @@ pub(crate) async fn hints_are_only_for_the_prefix(fixture: &dyn Fixture) {
     }
     panic!("no hint about {within} in {TRIES} tries");
 }
+
+pub(crate) async fn a_subscriber_that_never_reads_holds_up_nobody(fixture: &dyn Fixture) {
+    let store = fixture.store();
+    let sleepers = [
+        store.changes(&key("p/")).await.unwrap(),
+        store.changes(&key("p/log")).await.unwrap(),
+        store.changes(&key("p/0")).await.unwrap(),
+    ];
+    let work = async {
+        // More than any buffer holds.
+        for group in 0..40 {
+            let names: Vec<Key> = (0..60).map(|n| key(format!("p/{group}/{n}"))).collect();
+            change_many(&store, &names).await;
+            append(&store, &key("p/log"), "x").await;
+        }
+        // And somebody else, who reads, is still told.
+        let mut hints = store.changes(&key("p/a")).await.unwrap();
+        assert!(
+            is_hinted(&mut hints, &key("p/a"), async || {
+                put(&store, &key("p/a"), "1").await;
+            })
+            .await,
+            "a subscriber that reads is hinted no more"
+        );
+    };
+    let limit = Duration::from_secs(30);
+    tokio::time::timeout(limit, work).await.expect("commits wait for a subscriber that never reads");
+    // The sleeper wakes: it is told something, and is not cut off from what comes.
+    for mut hints in sleepers.into_iter().take(2) {
+        assert!(next(&mut hints).await.is_some(), "of 40 commits that it slept through");
+    }
+}

@@ -24,28 +24,41 @@
 //!     flames_state_conformance::run(Memory)
 //! }
 //! ```
+//!
+//! Beyond the calls of the trait, cases break the network, kill the server, use up the pool and turn the clock back, where the fixture
+//! can do so: see [`Hook`]. Random cases print their seeds, and the environment variable `FLAMES_SEED` gives them another.
+//! [`linearizability`] judges histories of concurrent clients, from here or from elsewhere.
 
 // A case fails by panicking: an answer that must be there is unwrapped.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod commits;
 mod concurrency;
+mod faults;
 mod hints;
+mod histories;
 mod history;
+mod hooks;
+pub mod linearizability;
+
 mod logs;
+mod model;
 mod reads;
 mod restarts;
 mod scans;
 mod support;
+mod truth;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use flames_conformance_runner::{Case, Row, Suite, cases, table};
 use flames_state::StateStore;
 
 pub use flames_conformance_runner::{Time, Unavailable};
+pub use hooks::{Faults, Held, Hook, TurnableClock};
 
 /// What an adapter brings to be tested.
 #[async_trait]
@@ -69,8 +82,20 @@ pub trait Harness: Send + Sync + 'static {
         Time::Real
     }
 
+    /// What the fixtures of [`Harness::fresh_for`] can do beyond the store's own calls, told without connecting anywhere.
+    fn hooks(&self) -> &'static [Hook] {
+        &[]
+    }
+
     /// An empty store, apart from all others.
     async fn fresh(&self) -> Box<dyn Fixture>;
+
+    /// As [`Harness::fresh`], with a fixture that can do what `hook`, one of [`Harness::hooks`], names: behind a proxy of its own, over a
+    /// server of its own, or with a small pool.
+    async fn fresh_for(&self, hook: Hook) -> Box<dyn Fixture> {
+        let _ = hook;
+        self.fresh().await
+    }
 }
 
 /// One store under test, with whatever must live as long as it does.
@@ -82,6 +107,35 @@ pub trait Fixture: Send + Sync {
     /// Closes the store in order and opens it again. Afterwards [`Fixture::store`] answers the one opened last.
     async fn reopen(&self) {
         panic!("the harness says that the store is durable, but its fixture has no `reopen`");
+    }
+
+    /// Within how long each operation of the store ends, whatever the network and the server do: the store's configured deadline.
+    /// Cases that break something wait for it several times, so fixtures for [`Hook`]s set 1 to 2 seconds.
+    fn operation_deadline(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+
+    /// With [`Hook::Faults`]: the way between the store and its server.
+    fn faults(&self) -> &dyn Faults {
+        panic!("the harness has `Hook::Faults`, but its fixture has no `faults`");
+    }
+
+    /// With [`Hook::Restart`]: kills the server without a warning (SIGKILL), starts it again on the same data, and returns once it
+    /// takes connections. A store inside this process is closed and opened anew instead. [`Fixture::store`] is asked again for
+    /// each operation afterwards; it may answer the same store as before.
+    async fn restart_server(&self) {
+        panic!("the harness has `Hook::Restart`, but its fixture has no `restart_server`");
+    }
+
+    /// With [`Hook::Exhaustion`]: uses up whatever the store's commits need one of (takes every connection of its pool, or makes
+    /// as many operations hang as there are connections), until the answer is dropped. Reads may be held up as well, or not.
+    async fn exhaust(&self) -> Held {
+        panic!("the harness has `Hook::Exhaustion`, but its fixture has no `exhaust`");
+    }
+
+    /// With [`Hook::Clock`]: turns the wall clock of the store back ([`TurnableClock::turn_back`]).
+    fn turn_clock_back(&self, by: Duration) {
+        panic!("the harness has `Hook::Clock`, but its fixture has no `turn_clock_back` ({by:?})");
     }
 }
 
@@ -115,17 +169,39 @@ pub fn suite(harness: impl Harness) -> Suite {
 
 fn cases_for(harness: Arc<impl Harness>) -> Vec<Case> {
     let is_durable = harness.is_durable();
-    cases(
-        rows(),
+    let hooks = harness.hooks();
+    let mut all = Vec::new();
+    // Cases that need a hook run on fixtures that have it.
+    let (mut rows, mut by_hook) = (rows(), Vec::new());
+    for hook in Hook::ALL {
+        let (of_hook, others) = rows.into_iter().partition(|row| row.needs == Some(hook.name()));
+        rows = others;
+        by_hook.push((hook, of_hook));
+    }
+    let fresh = Arc::clone(&harness);
+    all.extend(cases(
+        rows,
         |capability| match capability {
             "durable" if is_durable => None,
             other => Some(format!("the store is not {other}")),
         },
         move || {
-            let harness = Arc::clone(&harness);
+            let harness = Arc::clone(&fresh);
             async move { harness.fresh().await }
         },
-    )
+    ));
+    for (hook, rows) in by_hook {
+        let fresh = Arc::clone(&harness);
+        all.extend(cases(
+            rows,
+            |_| (!hooks.contains(&hook)).then(|| hook.missing().to_owned()),
+            move || {
+                let harness = Arc::clone(&fresh);
+                async move { harness.fresh_for(hook).await }
+            },
+        ));
+    }
+    all
 }
 
 fn rows() -> Vec<Row<Box<dyn Fixture>>> {
@@ -144,7 +220,8 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             a_page_that_ends_on_the_last_key_says_so,
             a_scan_while_writing_neither_skips_nor_repeats,
             one_page_is_one_consistent_cut,
-            a_page_limit_out_of_range_is_refused;
+            a_page_limit_out_of_range_is_refused,
+            ten_thousand_keys_under_one_prefix_are_read_once_each;
         commits:
             a_failed_check_changes_nothing,
             absent_present_and_at_mean_what_they_say,
@@ -153,31 +230,57 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             an_unconditional_write_overwrites,
             a_commit_that_passes_a_limit_is_refused,
             a_commit_at_its_limits_is_taken,
+            a_commit_that_meets_every_limit_at_once_is_taken,
             a_key_written_twice_is_refused,
             an_empty_commit_is_refused,
             deleting_what_is_absent_is_no_error;
         concurrency:
             a_commit_is_all_or_nothing,
             concurrent_increments_are_all_counted,
+            no_update_of_32_writers_is_lost,
             of_two_who_create_a_key_one_succeeds,
-            write_skew_is_refused;
+            write_skew_is_refused,
+            a_dropped_commit_is_applied_whole_or_not_at_all,
+            a_dropped_read_does_not_mix_up_the_next_answer;
         logs:
             a_log_reads_back_in_order,
             appends_commit_with_their_writes_or_not_at_all,
             logs_are_apart,
             nothing_appears_behind_a_position_already_seen,
+            a_slow_commit_never_appends_behind_what_was_read,
+            a_log_is_read_across_a_long_gap,
             a_log_page_limit_out_of_range_is_refused,
             a_trimmed_log_keeps_what_lies_behind,
             a_trimmed_log_never_gives_a_position_again;
         hints:
             a_change_is_hinted,
-            hints_are_only_for_the_prefix;
+            hints_are_only_for_the_prefix,
+            a_subscriber_that_never_reads_holds_up_nobody;
         history:
             a_long_random_history_agrees_with_a_plain_map;
+        model:
+            random_operations_agree_with_a_reference_model;
+        histories:
+            concurrent_histories_are_linearizable,
+            histories_under_faults_are_linearizable if faults;
+        faults:
+            a_commit_cut_at_any_byte_is_told_truthfully if faults,
+            an_answer_that_never_comes_is_an_unknown_outcome if faults,
+            the_same_commit_again_tells_what_became_of_it if faults,
+            no_commit_reports_success_for_what_is_not_there if faults,
+            an_error_that_is_definite_changed_nothing if faults,
+            a_read_through_faults_is_whole_or_refused if faults,
+            a_server_that_does_not_answer_is_told_within_the_deadline if faults,
+            a_store_works_again_once_its_network_does if faults,
+            hints_that_were_cut_off_are_made_up_for if faults;
         restarts:
             what_was_committed_survives_a_reopen if durable,
             a_version_is_not_given_again_after_a_reopen if durable,
             a_log_goes_on_behind_its_end_after_a_reopen if durable,
+            what_was_answered_survives_a_kill_under_load if restart,
+            a_log_goes_on_in_order_across_a_kill if restart,
+            a_clock_turned_back_changes_nothing if clock,
+            a_pool_that_is_used_up_is_told_within_the_deadline if exhaustion,
     ]
 }
 
@@ -190,14 +293,17 @@ mod tests {
             &[
                 include_str!("commits.rs"),
                 include_str!("concurrency.rs"),
+                include_str!("faults.rs"),
                 include_str!("hints.rs"),
+                include_str!("histories.rs"),
                 include_str!("history.rs"),
                 include_str!("logs.rs"),
+                include_str!("model.rs"),
                 include_str!("reads.rs"),
                 include_str!("restarts.rs"),
                 include_str!("scans.rs"),
             ],
-            &[include_str!("../../src/lib.rs")],
+            &[include_str!("../../src/lib.rs"), include_str!("../../src/ext.rs")],
         );
     }
 }

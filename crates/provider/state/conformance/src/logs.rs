@@ -192,3 +192,91 @@ pub(crate) async fn a_trimmed_log_never_gives_a_position_again(fixture: &dyn Fix
         assert_eq!(store.read_log(&log, last, 10).await.unwrap(), []);
     }
 }
+
+pub(crate) async fn a_slow_commit_never_appends_behind_what_was_read(fixture: &dyn Fixture) {
+    const SLOW: usize = 6;
+    let store = fixture.store();
+    let log = key("log");
+    // Commits as large as they may be, which take their time, beside small ones that overtake them.
+    let slow: Vec<_> = (0..3)
+        .map(|writer| {
+            let (store, log) = (fixture.store(), log.clone());
+            tokio::spawn(async move {
+                for n in 0..SLOW / 3 {
+                    let mut commit = Commit::new();
+                    commit.append(log.clone(), format!("slow {writer}.{n}"));
+                    for part in 0..50 {
+                        commit.put(key(format!("slow/{writer}/{part:02}")), vec![7; 16_000]);
+                    }
+                    commit.append(log.clone(), format!("slow {writer}.{n} too"));
+                    store.commit(&commit).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let done = Cell::new(false);
+    let quick = async {
+        let mut number = 0;
+        while !done.get() || number < 20 {
+            append(&fixture.store(), &log, format!("quick {number}")).await;
+            number += 1;
+            tokio::task::yield_now().await;
+        }
+        number
+    };
+    let follower = async {
+        let mut followed: Vec<LogEntry> = Vec::new();
+        while !done.get() {
+            let after = followed.last().map_or(Position::START, |entry| entry.position);
+            followed.extend(store.read_log(&log, after, MAX_PAGE).await.unwrap());
+            tokio::task::yield_now().await;
+        }
+        followed
+    };
+    let finish = async {
+        for writer in join_all(slow).await {
+            writer.unwrap();
+        }
+        done.set(true);
+    };
+    let ((), quick, mut followed) = futures::join!(finish, quick, follower);
+    loop {
+        let after = followed.last().map_or(Position::START, |entry| entry.position);
+        let rest = store.read_log(&log, after, MAX_PAGE).await.unwrap();
+        if rest.is_empty() {
+            break;
+        }
+        followed.extend(rest);
+    }
+    assert_eq!(
+        payloads(&followed),
+        payloads(&whole_log(&store, &log).await),
+        "an entry appeared at or before a position that was read already"
+    );
+    assert_eq!(followed.len(), 2 * SLOW + quick);
+}
+
+pub(crate) async fn a_log_is_read_across_a_long_gap(fixture: &dyn Fixture) {
+    let store = fixture.store();
+    let (log, other) = (key("log"), key("other"));
+    append(&store, &log, "before").await;
+    let first = whole_log(&store, &log).await[0].position;
+    for group in 0..20 {
+        let between = (0..16).map(|n| {
+            let (store, other) = (fixture.store(), other.clone());
+            async move {
+                let mut commit = Commit::new();
+                commit.put(key(format!("k/{group}/{n}")), "x").append(other, "x");
+                store.commit(&commit).await.unwrap();
+            }
+        });
+        join_all(between).await;
+    }
+    append(&store, &log, "behind").await;
+    for limit in [1, 2, MAX_PAGE] {
+        let behind = store.read_log(&log, first, limit).await.unwrap();
+        assert_eq!(payloads(&behind), ["behind"], "320 commits to others lie between, read by {limit}");
+    }
+    assert_eq!(payloads(&whole_log(&store, &log).await), ["before", "behind"]);
+    assert_eq!(whole_log(&store, &other).await.len(), 320);
+}

@@ -160,3 +160,34 @@ pub(crate) async fn a_page_limit_out_of_range_is_refused(fixture: &dyn Fixture) 
     }
     assert_eq!(store.scan(&KeyRange::all(), PageRequest::first(MAX_PAGE)).await.unwrap().entries.len(), 1);
 }
+
+pub(crate) async fn ten_thousand_keys_under_one_prefix_are_read_once_each(fixture: &dyn Fixture) {
+    const KEYS: usize = 10_000;
+    let store = fixture.store();
+    fill(&store, ["many".to_owned(), "many0".to_owned()]).await;
+    let names: Vec<String> = (0..KEYS).map(|n| format!("many/{n:05}")).collect();
+    for some in names.chunks(600) {
+        let filling = some.chunks(60).map(|group| {
+            let store = fixture.store();
+            async move { fill(&store, group.iter().cloned()).await }
+        });
+        futures::future::join_all(filling).await;
+    }
+    let range = KeyRange::prefix(&key("many/"));
+    let expected: Vec<Key> = names.into_iter().map(key).collect();
+    for limit in [MAX_PAGE, MAX_PAGE - 1] {
+        let read = keys_in_pages(&store, &range, limit).await;
+        assert_eq!(read.len(), KEYS, "in pages of {limit}");
+        assert!(read == expected, "in pages of {limit}: not the keys that were written, in their order");
+    }
+    // Pages that end just on the last key, and one before.
+    let from = |n: usize| KeyRange::between(&expected[n], &key("many0"));
+    let last = store.scan(&from(KEYS - MAX_PAGE), PageRequest::first(MAX_PAGE)).await.unwrap();
+    assert_eq!(last.entries.last().map(|entry| &entry.key), expected.last().filter(|_| last.next.is_none()));
+    let before = keys_in_pages(&store, &from(KEYS - MAX_PAGE - 1), MAX_PAGE).await;
+    assert_eq!(before.len(), MAX_PAGE + 1);
+    let after = PageRequest { after: Some(expected[7_776].clone()), limit: 2 };
+    let page = store.scan(&range, after).await.unwrap();
+    let found: Vec<_> = page.entries.iter().map(|entry| entry.key.clone()).collect();
+    assert_eq!(found, expected[7_777..7_779]);
+}

@@ -44,7 +44,7 @@ pub(crate) async fn keys_in_pages(store: &Store, range: &KeyRange, limit: usize)
         let read = store.scan(range, page).await.unwrap();
         assert!(read.entries.len() <= limit, "a page of {limit} has {} entries", read.entries.len());
         keys.extend(read.entries.into_iter().map(|entry| entry.key));
-        assert!(keys.len() < 10_000, "the pages do not end");
+        assert!(keys.len() <= 20_000, "the pages do not end");
         match read.next {
             Some(next) => page = PageRequest { after: Some(next), limit },
             None => return keys,
@@ -62,7 +62,7 @@ pub(crate) async fn whole_log(store: &Store, log: &Key) -> Vec<LogEntry> {
             return entries;
         }
         entries.extend(read);
-        assert!(entries.len() < 10_000, "the log does not end");
+        assert!(entries.len() <= 20_000, "the log does not end");
     }
 }
 
@@ -76,4 +76,17 @@ pub(crate) fn refused<T: std::fmt::Debug>(outcome: Result<T>, kind: ErrorKind) {
         Ok(answer) => panic!("{kind} was expected, not {answer:?}"),
         Err(error) => assert_eq!(error.kind(), kind, "{error:?}"),
     }
+}
+
+/// The seeds that a case runs with: its own, or the one that the environment variable `FLAMES_SEED` gives. They are printed, so
+/// that a failure can be repeated.
+#[allow(clippy::print_stderr)]
+pub(crate) fn seeds<const N: usize>(case: &str, own: [u64; N]) -> Vec<u64> {
+    let given = std::env::var("FLAMES_SEED").ok();
+    let seeds = match given {
+        Some(text) => vec![text.parse().expect("FLAMES_SEED is a number")],
+        None => own.to_vec(),
+    };
+    eprintln!("{case}: seeds {seeds:?} (FLAMES_SEED=N runs it with another)");
+    seeds
 }

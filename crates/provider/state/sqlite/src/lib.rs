@@ -10,7 +10,10 @@
 //! * The file is made with mode 0600 (SQLite gives its `-wal` and `-shm` files the same), carries an application id and a schema
 //!   number, and is refused when either is not ours to use.
 //!
-//! Several processes may open one file: the write lock and the counter are SQLite's. HintFanout reach only the same process.
+//! Several processes may open one file: the write lock and the counter are SQLite's. Hints reach only the same process.
+//!
+//! What cannot go on is told with a line for the user that names the file and says what to do: a file of a newer version or of
+//! another program, a disk that is full, a folder that is read-only.
 //!
 //! One page of a scan or of a log also ends when its values reach 8 MiB, so that a reader's memory stays bounded.
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use flames_error::{Error, ErrorKind, Result};
 use sqlx::{Connection, SqliteConnection};
 
-use crate::error::not_applied;
+use crate::error::{ANOTHER_FILE, not_opened, say};
 
 /// "FLMS" in ASCII, as `PRAGMA application_id` and file(1) show it.
 const APPLICATION_ID: i64 = 0x464C_4D53;
@@ -44,7 +44,7 @@ pub(crate) enum Found {
 /// Tells what the file is, without changing it. `NotSupported` when a newer version of Flames made it, `InvalidInput` when
 /// something else did.
 pub(crate) async fn inspect(connection: &mut SqliteConnection, path: &Path) -> Result<Found> {
-    let failed = |error| not_applied(OPERATION, error).with_context("path", path.display());
+    let failed = |error: sqlx::Error| not_opened(OPERATION, path, error);
     let application: i64 =
         sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *connection).await.map_err(failed)?;
     let version: i64 =
@@ -56,26 +56,31 @@ pub(crate) async fn inspect(connection: &mut SqliteConnection, path: &Path) -> R
     match (application, version) {
         (0, 0) if objects == 0 => Ok(Found::Empty),
         (APPLICATION_ID, SCHEMA_VERSION) => Ok(Found::Current),
-        (APPLICATION_ID, newer) if newer > SCHEMA_VERSION => Err(Error::new(
-            ErrorKind::NotSupported,
-            OPERATION,
-            "the state file was written by a newer version",
-        )
-        .with_context("path", path.display())
-        .with_context("schema", newer)
-        .with_context("supported", SCHEMA_VERSION)
-        .with_user_message(format!(
-            "The state file was written by a newer version of Flames (schema {newer}; this version knows up to \
-             {SCHEMA_VERSION}). Nothing was changed. Use the newer version, or another data folder."
-        ))),
-        _ => Err(Error::invalid(OPERATION, "path", "The file is a database, but not one of Flames. Nothing was changed.")
-            .with_context("path", path.display())),
+        (APPLICATION_ID, newer) if newer > SCHEMA_VERSION => {
+            let error = Error::new(
+                ErrorKind::NotSupported,
+                OPERATION,
+                "the state file was written by a newer version",
+            )
+            .with_context("path", path.display())
+            .with_context("schema", newer)
+            .with_context("supported", SCHEMA_VERSION);
+            let what = format!(
+                "was written by a newer version of Flames (schema {newer}; this version knows up to {SCHEMA_VERSION})"
+            );
+            Err(say(error, path, &what, "Use the newer version, or choose another data folder."))
+        }
+        _ => {
+            let error = Error::invalid(OPERATION, "path", "the file is the database of another program")
+                .with_context("path", path.display());
+            Err(say(error, path, "is a database, but not one of Flames", ANOTHER_FILE))
+        }
     }
 }
 
 /// Makes the tables, unless another process has just done so.
 pub(crate) async fn create(connection: &mut SqliteConnection, path: &Path) -> Result<()> {
-    let failed = |error| not_applied(OPERATION, error).with_context("path", path.display());
+    let failed = |error: sqlx::Error| not_opened(OPERATION, path, error);
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
     if inspect(&mut transaction, path).await? == Found::Empty {
         for statement in CREATE {

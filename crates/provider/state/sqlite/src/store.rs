@@ -21,7 +21,7 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::error::not_applied;
+use crate::error::{not_made, not_opened};
 use crate::schema::{self, Found};
 use crate::sql;
 use crate::writer::{QUEUE, Request, TRIM_STEP, Writer};
@@ -30,6 +30,12 @@ const OPEN: &str = "state.open";
 
 /// The size of a page of the file: SQLite's default, named since [`SqliteConfig::max_bytes`] is counted in it.
 const PAGE_SIZE: u32 = 4_096;
+/// How many pages of the `-wal` file make a commit move them into the file itself (32 MiB). A page that many commits wrote is then moved
+/// once; each move costs two more fsyncs.
+const CHECKPOINT_PAGES: u32 = 8_192;
+/// What the writer may keep of the file in memory, in KiB. SQLite's default of 2,000 makes it read the inner pages of its trees again
+/// and again.
+const WRITER_CACHE_KIB: u32 = 32 * 1_024;
 /// What the `-wal` file is cut back to when a checkpoint has emptied it.
 const WAL_LIMIT_BYTES: u32 = 64 * 1024 * 1024;
 
@@ -38,8 +44,8 @@ const WAL_LIMIT_BYTES: u32 = 64 * 1024 * 1024;
 pub struct SqliteConfig {
     /// The file. It is made when it is not there; its folder must be.
     pub path: PathBuf,
-    /// How long an operation may take. A read, or a commit that the writer could not take in, is `Unavailable` then; a commit that
-    /// it has is `OutcomeUnknown`.
+    /// How long an operation may take. A read is `Unavailable` then, or `Exhausted` when all it did was to wait for a connection; a
+    /// commit that the writer could not take in is `Exhausted`, one that it has is `OutcomeUnknown`.
     pub operation_deadline: Duration,
     /// How many connections read at the same time. At least 1.
     pub readers: u32,
@@ -68,7 +74,12 @@ impl SqliteConfig {
             .options()
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
-            .pragma("journal_size_limit", WAL_LIMIT_BYTES.to_string());
+            .pragma("journal_size_limit", WAL_LIMIT_BYTES.to_string())
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
+            // A negative number is in KiB.
+            .pragma("cache_size", format!("-{WRITER_CACHE_KIB}"))
+            // Statements of many rows keep what they may have to undo; not in a file.
+            .pragma("temp_store", "MEMORY");
         match self.max_bytes {
             Some(bytes) => {
                 options.pragma("max_page_count", (bytes / u64::from(PAGE_SIZE)).max(1).to_string())
@@ -96,11 +107,13 @@ pub struct SqliteStore {
 impl SqliteStore {
     /// Opens the file, or makes it. Must be called within a tokio runtime, on which the writer then runs.
     ///
-    /// Errors: `NotSupported` when a newer version of Flames wrote the file, `InvalidInput` when it is another program's database (in
-    /// both cases nothing is changed), `Corrupt` when it is no database or damaged, `Unavailable` when it cannot be opened.
+    /// Errors, each with a line for the user that names the file and says what to do, and nothing changed: `NotSupported` when a newer
+    /// version of Flames wrote the file, `InvalidInput` when it is another program's database, `Corrupt` when it is no database or
+    /// damaged, `PermissionDenied` when the file or its folder is read-only, `Exhausted` when the disk is full, `Unavailable` when the
+    /// folder is not there or the file cannot be opened for another reason.
     pub async fn open(config: SqliteConfig, clock: Arc<dyn Clock>) -> Result<Self> {
         make_private_file(&config.path).await?;
-        let failed = |error| not_applied(OPEN, error).with_context("path", config.path.display());
+        let failed = |error: sqlx::Error| not_opened(OPEN, &config.path, error);
         // Without WAL: switching a file to it changes the file, so first see whether it is ours.
         let mut connection = config.options().connect().await.map_err(failed)?;
         let found = schema::inspect(&mut connection, &config.path).await;
@@ -114,7 +127,8 @@ impl SqliteStore {
         }
         let readers = SqlitePoolOptions::new()
             .max_connections(config.readers.max(1))
-            .acquire_timeout(config.operation_deadline)
+            // Less than the deadline, so that a pool that is used up is told as such.
+            .acquire_timeout(config.operation_deadline / 2)
             .idle_timeout(None)
             .max_lifetime(None)
             .test_before_acquire(false)
@@ -128,6 +142,7 @@ impl SqliteStore {
             closing: Arc::clone(&closing),
             hints: Arc::clone(&hints),
             transactions: Arc::clone(&transactions),
+            path: config.path.clone(),
             options,
             connection: Some(connection),
         };
@@ -193,7 +208,8 @@ impl SqliteStore {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(Error::unavailable(operation, "the store is closed")),
             Err(late) => {
-                return Err(Error::unavailable(operation, "too many commits are waiting").with_source(late));
+                let error = Error::new(ErrorKind::Exhausted, operation, "too many commits are waiting");
+                return Err(error.with_source(late));
             }
         }
         let unknown = |message| Error::new(ErrorKind::OutcomeUnknown, operation, message);
@@ -212,9 +228,7 @@ async fn make_private_file(path: &Path) -> Result<()> {
     match tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).await {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(Error::unavailable(OPEN, "the state file cannot be made")
-            .with_context("path", path.display())
-            .with_source(error)),
+        Err(error) => Err(not_made(OPEN, path, error)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The one task that writes.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,13 +12,16 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::batch::Batch;
-use crate::error::{not_applied, outcome_unknown};
+use crate::error::{at_commit, not_written};
 use crate::sql;
 
 /// How many requests may wait for the writer; further callers wait to hand theirs in.
 pub(crate) const QUEUE: usize = 256;
 /// How many requests share a transaction at most.
 const BATCH: usize = 128;
+/// How often the writer lets the other tasks go first before it takes fewer requests than last time. Those whose commits were just
+/// answered are about to hand in the next ones, and an fsync is better paid for all of them than for the first few.
+const COURTESIES: usize = 6;
 /// At how many bytes a batch takes no further commit: what a batch holds beside the callers' own copies.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// How many log entries one request to trim removes, so that a long log does not hold up the commits.
@@ -86,6 +90,7 @@ pub(crate) struct Writer {
     pub(crate) hints: Arc<HintFanout>,
     /// How many transactions were committed.
     pub(crate) transactions: Arc<AtomicU64>,
+    pub(crate) path: PathBuf,
     pub(crate) options: SqliteConnectOptions,
     /// None after a failure that left its state in doubt; opened anew for the next batch.
     pub(crate) connection: Option<SqliteConnection>,
@@ -96,7 +101,14 @@ impl Writer {
     pub(crate) async fn run(mut self) {
         let closing = Arc::clone(&self.closing);
         let mut closed = false;
+        let mut last = 0;
         loop {
+            for _ in 0..COURTESIES {
+                if last < 2 || self.requests.len() >= last {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
             let first = tokio::select! {
                 biased;
                 () = closing.notified(), if !closed => {
@@ -108,6 +120,7 @@ impl Writer {
             };
             let Some(first) = first else { break };
             let batch = self.gather(first);
+            last = batch.len();
             if !batch.is_empty() {
                 self.apply(batch).await;
             }
@@ -145,7 +158,7 @@ impl Writer {
             }
             Err(failed) => {
                 self.roll_back().await;
-                refuse(batch, &failed);
+                refuse(batch, &self.path, &failed);
             }
         }
     }
@@ -228,10 +241,10 @@ async fn transact(connection: &mut SqliteConnection, requests: &[Request]) -> Re
     Ok(done)
 }
 
-fn refuse(batch: Vec<Request>, failed: &Failed) {
+fn refuse(batch: Vec<Request>, path: &Path, failed: &Failed) {
     let error = |operation| match failed {
-        Failed::Before(cause) => not_applied(operation, Arc::clone(cause)),
-        Failed::AtCommit(cause) => outcome_unknown(operation, Arc::clone(cause)),
+        Failed::Before(cause) => not_written(operation, path, Arc::clone(cause)),
+        Failed::AtCommit(cause) => at_commit(operation, path, Arc::clone(cause)),
     };
     for request in batch {
         // Nobody may be waiting any more.

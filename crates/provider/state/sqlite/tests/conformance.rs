@@ -5,11 +5,11 @@
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use flames_clock::SystemClock;
 use flames_state::StateStore;
-use flames_state_conformance::{Fixture, Harness};
+use flames_state_conformance::{Fixture, Harness, Hook, TurnableClock};
 use flames_state_sqlite::{SqliteConfig, SqliteStore};
 use tempfile::TempDir;
 
@@ -17,12 +17,13 @@ struct Sqlite;
 
 struct File {
     store: Mutex<Arc<SqliteStore>>,
+    clock: Arc<TurnableClock>,
     folder: TempDir,
 }
 
-async fn open(folder: &TempDir) -> Arc<SqliteStore> {
+async fn open(folder: &TempDir, clock: &Arc<TurnableClock>) -> Arc<SqliteStore> {
     let config = SqliteConfig::at(folder.path().join("state.db"));
-    Arc::new(SqliteStore::open(config, Arc::new(SystemClock::new())).await.unwrap())
+    Arc::new(SqliteStore::open(config, Arc::<TurnableClock>::clone(clock)).await.unwrap())
 }
 
 #[async_trait]
@@ -33,8 +34,15 @@ impl Fixture for File {
     async fn reopen(&self) {
         let before = Arc::clone(&self.store.lock().unwrap());
         before.close().await.unwrap();
-        let again = open(&self.folder).await;
+        let again = open(&self.folder, &self.clock).await;
         *self.store.lock().unwrap() = again;
+    }
+    async fn restart_server(&self) {
+        // There is no server: the file is closed under whatever load there is, and opened anew. `kill -9` stands in `durability.rs`.
+        self.reopen().await;
+    }
+    fn turn_clock_back(&self, by: Duration) {
+        self.clock.turn_back(by);
     }
 }
 
@@ -48,7 +56,11 @@ impl Harness for Sqlite {
     }
     async fn fresh(&self) -> Box<dyn Fixture> {
         let folder = tempfile::tempdir().unwrap();
-        Box::new(File { store: Mutex::new(open(&folder).await), folder })
+        let clock = Arc::new(TurnableClock::new());
+        Box::new(File { store: Mutex::new(open(&folder, &clock).await), clock, folder })
+    }
+    fn hooks(&self) -> &'static [Hook] {
+        &[Hook::Restart, Hook::Clock]
     }
 }
 

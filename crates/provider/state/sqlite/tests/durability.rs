@@ -47,6 +47,15 @@ async fn run_raw(path: &Path, statements: &[&'static str]) {
     connection.close().await.unwrap();
 }
 
+/// One line for the user that names the provider, the file, what is wrong and what to do.
+fn is_clear(error: &Error, path: &Path, parts: &[&str]) {
+    let line = error.user_message().unwrap_or_else(|| panic!("no line for the user: {error:?}"));
+    for part in [&["sqlite", path.to_str().unwrap()], parts].concat() {
+        assert!(line.contains(part), "{part:?} is not in {line:?}");
+    }
+    assert!(!line.contains('\n'), "{line:?}");
+}
+
 async fn put(store: &SqliteStore, name: &str, value: impl Into<bytes::Bytes>) -> Result<(), Error> {
     store.commit(Commit::new().put(key(name), value)).await.map(|_| ())
 }
@@ -119,7 +128,7 @@ async fn a_newer_schema_is_refused_and_left_as_it_is() {
     let before = std::fs::read(&path).unwrap();
     let error = open_with(SqliteConfig::at(&path)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotSupported);
-    assert!(error.user_message().unwrap().contains("newer version"), "{error:?}");
+    is_clear(&error, &path, &["newer version", "schema 2", "Use the newer version"]);
     assert!(std::fs::read(&path).unwrap() == before);
 }
 
@@ -135,6 +144,7 @@ async fn a_database_of_another_program_is_refused_and_left_as_it_is() {
         let before = std::fs::read(&path).unwrap();
         let error = open_with(SqliteConfig::at(&path)).await.unwrap_err();
         assert_eq!((error.kind(), error.field()), (ErrorKind::InvalidInput, Some("path")), "{error:?}");
+        is_clear(&error, &path, &["not one of Flames", "Move the file away"]);
         assert!(std::fs::read(&path).unwrap() == before);
     }
 }
@@ -142,10 +152,16 @@ async fn a_database_of_another_program_is_refused_and_left_as_it_is() {
 #[tokio::test]
 async fn a_file_that_is_no_database_and_a_folder_that_is_not_there_are_told_apart() {
     let (folder, path) = folder();
-    std::fs::write(&path, "no database".repeat(1_000)).unwrap();
-    assert_eq!(open_with(SqliteConfig::at(&path)).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    let text = "no database".repeat(1_000);
+    std::fs::write(&path, &text).unwrap();
+    let error = open_with(SqliteConfig::at(&path)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    is_clear(&error, &path, &["no SQLite database", "Move the file away"]);
+    assert!(std::fs::read(&path).unwrap() == text.as_bytes(), "it is left as it is");
     let nowhere = folder.path().join("nowhere/state.db");
-    assert_eq!(open_with(SqliteConfig::at(nowhere)).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    let error = open_with(SqliteConfig::at(&nowhere)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    is_clear(&error, &nowhere, &["folder is not there", "Make the folder"]);
 }
 
 #[tokio::test]
@@ -162,6 +178,7 @@ async fn a_store_that_is_full_says_so_and_goes_on_once_there_is_room() {
         assert!(kept < 11, "1 MiB does not hold more than 10 of these");
     };
     assert_eq!(refused.kind(), ErrorKind::Exhausted, "{refused:?}");
+    is_clear(&refused, &path, &["configured size", "Make room"]);
     assert_eq!(store.get(&key(&format!("k/{kept}"))).await.unwrap(), None, "what was refused is not there");
     assert_eq!(
         store.get(&key("k/0")).await.unwrap().unwrap().value.len(),
@@ -209,6 +226,32 @@ async fn while_another_process_writes_commits_are_unavailable_and_reads_go_on() 
     assert_eq!(store.get(&key("a")).await.unwrap().unwrap().value, "1");
     sqlx::query("COMMIT").execute(&mut other).await.unwrap();
     put(&store, "a", "3").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_commits_than_can_wait_are_exhausted_within_the_deadline_and_not_applied() {
+    let (_folder, path) = folder();
+    let deadline = Duration::from_millis(800);
+    let config = SqliteConfig { operation_deadline: deadline, ..SqliteConfig::at(&path) };
+    let store = Arc::new(open_with(config).await.unwrap());
+    let mut other = raw(&path).await;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let started = std::time::Instant::now();
+    let commits = (0..1_500).map(|n| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { put(&store, &format!("k/{n:04}"), "v").await.unwrap_err().kind() })
+    });
+    let kinds: Vec<ErrorKind> = join_all(commits).await.into_iter().map(Result::unwrap).collect();
+    assert!(started.elapsed() < deadline + Duration::from_secs(2), "they took {:?}", started.elapsed());
+    let expected = [ErrorKind::Exhausted, ErrorKind::Unavailable, ErrorKind::OutcomeUnknown];
+    assert!(kinds.iter().all(|kind| expected.contains(kind)), "{kinds:?}");
+    let exhausted: Vec<usize> = (0..kinds.len()).filter(|n| kinds[*n] == ErrorKind::Exhausted).collect();
+    assert!(exhausted.len() > 500, "only {} of 1,500 had no room", exhausted.len());
+    sqlx::query("COMMIT").execute(&mut other).await.unwrap();
+    put(&store, "after", "1").await.unwrap();
+    for n in exhausted {
+        assert_eq!(store.get(&key(&format!("k/{n:04}"))).await.unwrap(), None);
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,7 +24,7 @@ use crate::folder::{
 };
 use crate::kernel::{self, FileIdentity, MachineKind};
 use crate::launch::{launch, let_run};
-use crate::process::find_program;
+use crate::process::{find_program, kill_marked};
 
 const CACHE: &str = ".kvm-probes.json";
 /// The most outcomes that are kept; the cache begins anew beyond.
@@ -60,6 +61,28 @@ pub(crate) struct Accelerations {
     /// Outcomes by file, so that a kernel is digested once.
     known: Mutex<BTreeMap<FileIdentity, Outcome>>,
     latest: Mutex<Option<Outcome>>,
+    /// The sentence that tells of the try under way.
+    shown: Mutex<Option<String>>,
+}
+
+/// Shows a sentence as long as it lives.
+struct Shown<'a>(&'a Mutex<Option<String>>);
+
+impl<'a> Shown<'a> {
+    fn new(place: &'a Mutex<Option<String>>, most: Duration) -> Self {
+        let sentence = format!(
+            "Trying whether KVM can boot this kernel (at most {} s, once for each kernel).",
+            most.as_secs_f64().ceil()
+        );
+        *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(sentence);
+        Self(place)
+    }
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
 }
 
 fn kvm_device() -> Result<(), String> {
@@ -88,6 +111,11 @@ pub(crate) fn channel_problem(context: &Context) -> Option<Error> {
 }
 
 impl Accelerations {
+    /// What a preparation with a kernel that was never tried waits for now.
+    pub(crate) fn waited_for(&self) -> Option<String> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// What capabilities say, without trying anything.
     pub(crate) fn describe(&self, context: &Context) -> String {
         match context.config.acceleration {
@@ -142,11 +170,15 @@ impl Accelerations {
         boot: &BootSource,
         machine: MachineKind,
     ) -> Result<Outcome> {
-        let _trying = self.trying.lock().await;
         let identity =
             FileIdentity::of(&boot.kernel).map_err(|error| failed("the kernel cannot be read", error))?;
-        if let Some(known) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&identity) {
-            return Ok(known.clone());
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&identity).cloned();
+        if let Some(known) = known() {
+            return Ok(known);
+        }
+        let _trying = self.trying.lock().await;
+        if let Some(known) = known() {
+            return Ok(known);
         }
         let kernel = boot.kernel.clone();
         let digest = blocking(move || {
@@ -158,6 +190,7 @@ impl Accelerations {
         let outcome = match cache.outcomes.get(&key) {
             Some(outcome) => outcome.clone(),
             None => {
+                let _shown = Shown::new(&self.shown, context.config.deadlines.probe);
                 let outcome = try_kernel(context, probe.as_ref(), boot, machine).await?;
                 if cache.outcomes.len() >= MOST_OUTCOMES {
                     cache.outcomes.clear();
@@ -219,18 +252,18 @@ async fn try_kernel(
     };
     let make = folder.clone();
     let config = guest_config.clone();
-    blocking(move || {
-        let make = || {
-            remove_all(make.path())?;
-            create_private_folder(make.path())?;
-            crate::prepare::write_guest_config(&make, &config)
-        };
-        make().map_err(|error| failed("the folder of the try cannot be made", error))
+    let trial = blocking(move || {
+        let trial =
+            Trial::begin(make).map_err(|error| failed("the folder of the try cannot be made", error))?;
+        crate::prepare::write_guest_config(&trial.folder, &config)
+            .map_err(|error| failed("the folder of the try cannot be made", error))?;
+        Ok(trial)
     })
     .await?;
     let deadline = context.config.deadlines.probe;
     let work = async {
-        let (attached, ()) = launch(context, &folder, &record, false, None, ()).await?;
+        // It goes along to where the monitor is started, which is not cut off by dropping this, and comes back with it.
+        let (attached, trial) = launch(context, &folder, &record, false, None, trial).await?;
         let reached = async {
             let_run(context, &attached, false).await?;
             loop {
@@ -246,6 +279,11 @@ async fn try_kernel(
         };
         let reached = context.clock.timeout(deadline, reached).await;
         attached.kill(context.config.deadlines.kill).await;
+        let _ = blocking(move || {
+            drop(trial);
+            Ok(())
+        })
+        .await;
         Ok::<_, Error>(reached)
     };
     let outcome = match work.await {
@@ -263,12 +301,34 @@ async fn try_kernel(
         },
         Err(error) => return Err(error),
     };
-    let path = folder.path().to_owned();
-    blocking(move || {
-        remove_all(&path).map_err(|error| failed("the folder of the try cannot be removed", error))
-    })
-    .await?;
     Ok(outcome)
+}
+
+/// A try under way. When it is over, or given up wherever it is, its monitor is killed and its folder removed.
+#[derive(Debug)]
+struct Trial {
+    folder: Folder,
+    /// Tells those who clear away leftovers that this is none.
+    _lock: Option<OwnedFd>,
+}
+
+impl Trial {
+    /// Makes the folder, in place of what a try left whose process was killed.
+    fn begin(folder: Folder) -> io::Result<Self> {
+        kill_marked(&folder.monitor_marker());
+        remove_all(folder.path())?;
+        create_private_folder(folder.path())?;
+        let lock = folder.try_lock()?;
+        Ok(Self { folder, _lock: lock })
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        kill_marked(&self.folder.monitor_marker());
+        // What is left is removed by the next try, or the next driver.
+        let _ = remove_all(self.folder.path());
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The driver: incarnations by name.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -104,9 +104,32 @@ impl QemuDriver {
             initramfs: initramfs.map(Path::to_owned),
             extra_arguments: Vec::new(),
         };
-        let _making = self.making.read().await;
+        // Not among what `adopt` waits for: a host need not wait for it, and what clears leftovers away leaves a try alone.
         let machine = self.kernels.machine(&mut boot).await?;
         self.accelerations.decide(&self.context, &boot, machine).await
+    }
+
+    /// The kernels and initramfs that the incarnations on this host were prepared with, whatever process made them. For whoever makes
+    /// such files, to know which are needed no more.
+    ///
+    /// Errors: `Unavailable`, `Corrupt` when that of one incarnation cannot be known.
+    pub async fn boot_files(&self) -> Result<BTreeSet<PathBuf>> {
+        let root = self.context.root().to_owned();
+        blocking(move || {
+            let unreadable = |error| failed("the driver's folder cannot be listed", error);
+            let mut files = BTreeSet::new();
+            for entry in std::fs::read_dir(&root).map_err(unreadable)? {
+                let name = entry.map_err(unreadable)?.file_name();
+                let Some(name) = name.to_str().and_then(|name| IncarnationName::new(name).ok()) else {
+                    continue;
+                };
+                let boot = Folder::of(&root, &name).spec()?.spec.boot;
+                files.insert(boot.kernel);
+                files.extend(boot.initramfs);
+            }
+            Ok(files)
+        })
+        .await
     }
 
     fn vm(&self, name: &IncarnationName) -> Arc<Vm> {
@@ -225,6 +248,10 @@ impl VmDriver for QemuDriver {
             vm.prepare(&self.context, &self.kernels, &self.accelerations, spec).await
         })
         .await
+    }
+
+    fn waited_for(&self) -> Option<String> {
+        self.accelerations.waited_for()
     }
 
     async fn start(&self, incarnation: &IncarnationName, from: StartFrom, leave_paused: bool) -> Result<()> {
@@ -403,17 +430,19 @@ impl QemuDriver {
             for entry in std::fs::read_dir(&root).map_err(io)?.flatten() {
                 let name = entry.file_name();
                 let name = name.to_string_lossy();
-                if name.starts_with(".try-") {
-                    let folder = Folder::new(entry.path());
-                    processes.extend(scan(&folder.monitor_marker()).map_err(io)?);
-                }
                 if ![".new-", ".old-", ".try-"].iter().any(|prefix| name.starts_with(prefix)) {
                     continue;
                 }
-                // One that is locked is being made by a driver that was dropped and has not ended yet.
-                if !matches!(Folder::new(entry.path()).try_lock(), Ok(None)) {
-                    remove_all(&entry.path()).map_err(io)?;
+                // One that is locked is being made by a driver that was dropped and has not ended yet, or is a try under way.
+                let folder = Folder::new(entry.path());
+                let Ok(lock) = folder.try_lock() else { continue };
+                if lock.is_none() {
+                    continue;
                 }
+                if name.starts_with(".try-") {
+                    processes.extend(scan(&folder.monitor_marker()).map_err(io)?);
+                }
+                remove_all(&entry.path()).map_err(io)?;
             }
             Ok(processes)
         })

@@ -231,6 +231,25 @@ pub(crate) fn scan(marker: &Marker) -> io::Result<Vec<Process>> {
     Ok(found)
 }
 
+/// Kills every process of our user that has the marker on its command line, without waiting for its end. Reads all of `/proc`. Needs no
+/// runtime, so it may be called where one is ending.
+pub(crate) fn kill_marked(marker: &Marker) {
+    let ours = getuid().as_raw();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        if !entry.metadata().is_ok_and(|metadata| metadata.uid() == ours) {
+            continue;
+        }
+        // Opened before the look, so that a pid that is reused meanwhile is never hit.
+        let Ok(Some(descriptor)) = open_descriptor(pid) else { continue };
+        if has_marker(pid, marker) {
+            // One that ended by itself is as good.
+            let _ = pidfd_send_signal(&descriptor, Signal::KILL);
+        }
+    }
+}
+
 /// What to start.
 #[derive(Debug)]
 pub(crate) struct Program<'a> {

@@ -73,19 +73,28 @@ impl<T: DeserializeOwned> FromRequest<Api> for Json<T> {
             return Err(unsupported("application/json").into());
         }
         let bytes = read_whole(request, api.config.max_json_bytes).await?;
-        let mut deserializer = serde_json::Deserializer::from_slice(&bytes);
-        let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-            let path = error.path().to_string();
-            let cause = error.into_inner();
-            if cause.is_data() {
-                let field = if path == "." { "body".to_owned() } else { path };
-                return invalid(&field, sentence(&cause.to_string()));
-            }
-            unreadable(format!("The body is no JSON: {cause}."))
-        })?;
-        deserializer.end().map_err(|_| unreadable("The body has more behind its JSON."))?;
+        let value = match serde_json::from_slice(&bytes) {
+            Ok(value) => value,
+            Err(_) => read_naming_fields(&bytes)?,
+        };
         Ok(Self { value, bytes })
     }
+}
+
+/// Reads JSON again that could not be read, and names the field that is wrong: to know the way to each field costs as much as reading it.
+fn read_naming_fields<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<T, Failure> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let cause = error.into_inner();
+        if cause.is_data() {
+            let field = if path == "." { "body".to_owned() } else { path };
+            return invalid(&field, sentence(&cause.to_string()));
+        }
+        unreadable(format!("The body is no JSON: {cause}."))
+    })?;
+    deserializer.end().map_err(|_| unreadable("The body has more behind its JSON."))?;
+    Ok(value)
 }
 
 /// A deserializer's message as a sentence.

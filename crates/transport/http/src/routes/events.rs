@@ -1,11 +1,11 @@
-//! Events: pages, and following as server-sent events.
+//! Events of VMs and images, and of controllers: pages, and following as server-sent events.
 
 use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::response::sse::{Event as Message, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use flames_error::Error;
-use flames_service::codes;
+use flames_error::{Error, Result};
+use flames_service::{Caller, EventEntry, EventStream, Position, codes};
 use flames_wire::{Event, EventList, EventQuery, ServerSentEvent};
 use futures::StreamExt;
 use http::HeaderMap;
@@ -32,6 +32,57 @@ pub(crate) async fn list_events(
     headers: HeaderMap,
     QueryOf(query): QueryOf<EventQuery>,
 ) -> Answer<Response> {
+    answer(&api, &Log::Project(caller), &headers, query).await
+}
+
+/// Read or follow the events of controllers
+///
+/// What happened to hosts: they registered, were taken out of use, did not renew their lease, were removed. Otherwise as `/v1/events`.
+#[utoipa::path(get, path = "/v1/controllers/events", tag = "events", params(EventQuery), responses(
+    (status = 200, description = "A page of events; with `follow`, server-sent events whose data is one event each.",
+        content((EventList = "application/json"), (ServerSentEvent = "text/event-stream"))),
+))]
+pub(crate) async fn list_controller_events(
+    State(api): State<Api>,
+    By(_caller): By,
+    headers: HeaderMap,
+    QueryOf(query): QueryOf<EventQuery>,
+) -> Answer<Response> {
+    answer(&api, &Log::System, &headers, query).await
+}
+
+/// Which events.
+enum Log {
+    /// Those of the caller's project.
+    Project(Caller),
+    /// Those that concern no project.
+    System,
+}
+
+impl Log {
+    async fn page(&self, api: &Api, after: Position, limit: usize) -> Result<Vec<EventEntry>> {
+        match self {
+            Self::Project(caller) => api.service.events(caller, after, limit).await,
+            Self::System => api.service.system_events(after, limit).await,
+        }
+    }
+
+    async fn newest(&self, api: &Api) -> Result<Position> {
+        match self {
+            Self::Project(caller) => api.service.newest_event(caller).await,
+            Self::System => api.service.newest_system_event().await,
+        }
+    }
+
+    fn follow(&self, api: &Api, after: Position) -> EventStream {
+        match self {
+            Self::Project(caller) => api.service.follow_events(caller, after),
+            Self::System => api.service.follow_system_events(after),
+        }
+    }
+}
+
+async fn answer(api: &Api, log: &Log, headers: &HeaderMap, query: EventQuery) -> Answer<Response> {
     let limit = limit(query.limit, 100, 1_000)?;
     // The header is what a follower saw last: newer than the query that it was started with.
     let resumed = headers.get(LAST_EVENT_ID).filter(|_| query.follow);
@@ -46,11 +97,11 @@ pub(crate) async fn list_events(
     };
     let after = match after.map(String::as_str) {
         None => Default::default(),
-        Some("newest") if field == "after" => api.service.newest_event(&caller).await?,
+        Some("newest") if field == "after" => log.newest(api).await?,
         Some(position) => position.parse().map_err(unreadable)?,
     };
     if !query.follow {
-        let entries = api.service.events(&caller, after, limit).await?;
+        let entries = log.page(api, after, limit).await?;
         let next_cursor = entries.last().map_or(after, |entry| entry.position).to_string();
         let items =
             entries.iter().map(|entry| Event::new(entry.position.to_string(), &entry.event)).collect();
@@ -60,7 +111,7 @@ pub(crate) async fn list_events(
     // First the place itself: who connects to `newest` and is cut off before the first event still resumes here.
     let start = Message::default().id(after.to_string()).retry(std::time::Duration::from_secs(1));
     let following =
-        api.service.follow_events(&caller, after).map(move |entry| {
+        log.follow(api, after).map(move |entry| {
             let _place = &place;
             let entry = entry?;
             let event = Event::new(entry.position.to_string(), &entry.event);

@@ -1,10 +1,14 @@
 //! Images.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::Json as JsonAnswer;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use flames_clock::{Clock, ClockExt};
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{Image as StoredImage, ImageName};
 use flames_service::codes;
@@ -15,7 +19,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use http::{HeaderMap, StatusCode, header};
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use super::NDJSON;
 use crate::access::By;
@@ -25,6 +29,8 @@ use crate::input::{Change, NoBody, PathOf, QueryOf, accepts, limit, transfer};
 
 /// How many sentences of progress wait for a slow reader.
 const PROGRESS_DEPTH: usize = 64;
+/// How long the rest of a body is taken in that nobody wants any more, so that its sender reads the answer.
+const LINGER: Duration = Duration::from_secs(30);
 
 fn image_name(name: &str, field: &str) -> Answer<ImageName> {
     let name = ImageName::new(name);
@@ -60,6 +66,39 @@ fn verified(
     .boxed()
 }
 
+/// A body that can be read to its end after whoever it was handed to has given up.
+///
+/// A server that answers before a body has come closes the connection under the client, which is still sending: then the client sees a
+/// connection that broke, and never reads why.
+#[derive(Clone)]
+struct Lingering(Arc<Mutex<BoxStream<'static, Result<Bytes>>>>);
+
+impl Lingering {
+    fn new(body: BoxStream<'static, Result<Bytes>>) -> Self {
+        Self(Arc::new(Mutex::new(body)))
+    }
+
+    /// The body, for whoever uses it.
+    fn stream(&self) -> BoxStream<'static, Result<Bytes>> {
+        let body = Arc::clone(&self.0);
+        futures::stream::unfold(body, |body| async move {
+            let next = body.lock().await.next().await?;
+            Some((next, body))
+        })
+        .boxed()
+    }
+
+    /// Takes in what is still to come, and drops it: until its end, or as long as an answer is worth waiting for.
+    async fn drain(&self, clock: &dyn Clock) {
+        let draining = async {
+            let mut body = self.0.lock().await;
+            // An error is the body's end.
+            while let Some(Ok(_)) = body.next().await {}
+        };
+        let _ = clock.timeout(LINGER, draining).await;
+    }
+}
+
 /// Import an image
 ///
 /// The body is the archive (or the kernel's file), streamed. What has the name already is replaced; VMs that use it keep it. With
@@ -86,15 +125,22 @@ pub(crate) async fn import_image(
     }
     let place = api.stream_permit()?;
     let archive = transfer(&api, &headers, body, Some(api.config.max_image_bytes))?;
-    let archive = verified(archive, import.digest);
+    let body = Lingering::new(archive);
+    let archive = verified(body.stream(), import.digest);
     // The query has name, kind and digest: what must be the same under one key.
     let mutation = change.with(&[]);
     let (progress, updates) = mpsc::channel(PROGRESS_DEPTH);
     let (service, stop) = (api.service.clone(), api.stop.clone());
     let importing: BoxFuture<'static, Result<StoredImage>> = Box::pin(async move {
         let _place = place;
-        let importing =
-            service.import_image(&caller, &name, import.kind.into(), archive, progress, &mutation);
+        let importing = async {
+            let image =
+                service.import_image(&caller, &name, import.kind.into(), archive, progress, &mutation).await;
+            if image.is_err() {
+                body.drain(service.clock().as_ref()).await;
+            }
+            image
+        };
         tokio::select! {
             biased;
             image = importing => image,

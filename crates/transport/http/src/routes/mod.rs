@@ -14,16 +14,20 @@ pub(crate) mod vms;
 pub(crate) mod wait;
 
 use axum::response::{IntoResponse, Response};
-use flames_service::VmView;
-use flames_wire::Vm;
+use flames_service::{Service, VmView};
+use flames_wire::{Route, Vm};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 /// The media type of newline-delimited JSON.
 pub(crate) const NDJSON: &str = "application/x-ndjson";
 
 /// A VM as it is shown.
-pub(crate) fn shown(view: &VmView) -> Vm {
-    Vm::new(&view.vm, view.incarnation.as_ref(), view.state)
+pub(crate) fn shown(service: &Service, view: &VmView) -> Vm {
+    let route = |(guest_port, url)| Route { guest_port, url };
+    Vm {
+        routes: service.routes(view).into_iter().map(route).collect(),
+        ..Vm::new(&view.vm, view.incarnation.as_ref(), view.state)
+    }
 }
 
 /// The headers of a VM's answer: its generation as `ETag`.
@@ -36,6 +40,6 @@ fn tagged(view: &VmView) -> HeaderMap {
 }
 
 /// A VM with its `ETag`.
-pub(crate) fn vm_answer(status: StatusCode, view: &VmView) -> Response {
-    (status, tagged(view), axum::Json(shown(view))).into_response()
+pub(crate) fn vm_answer(service: &Service, status: StatusCode, view: &VmView) -> Response {
+    (status, tagged(view), axum::Json(shown(service, view))).into_response()
 }

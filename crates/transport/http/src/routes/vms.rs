@@ -31,7 +31,7 @@ pub(crate) async fn create_vm(
     let mutation = change.with(&body.bytes);
     let (name, labels, spec) = body.value.into_model()?;
     let view = api.service.create_vm(&caller, NewVm { name, labels, spec }, &mutation).await?;
-    let mut response = vm_answer(StatusCode::ACCEPTED, &view);
+    let mut response = vm_answer(&api.service, StatusCode::ACCEPTED, &view);
     if let Ok(location) = HeaderValue::from_str(&format!("/v1/vms/{}", view.vm.id)) {
         response.headers_mut().insert(header::LOCATION, location);
     }
@@ -65,7 +65,7 @@ pub(crate) async fn list_vms(
     let limit = limit(query.limit, 50, 200)?;
     let page = api.service.list_vms(&caller, &filter, after, limit).await?;
     Ok(JsonAnswer(VmList {
-        items: page.items.iter().map(shown).collect(),
+        items: page.items.iter().map(|view| shown(&api.service, view)).collect(),
         next_cursor: page.next.map(|id| id.to_string()),
     }))
 }
@@ -77,17 +77,18 @@ pub(crate) async fn list_vms(
     (status = 200, description = "The VM.", body = Vm, headers(("ETag" = String, description = "The generation."))),
 ))]
 pub(crate) async fn get_vm(State(api): State<Api>, By(caller): By, VmPath(vm): VmPath) -> Answer<Response> {
-    Ok(vm_answer(StatusCode::OK, &api.service.get_vm(&caller, &vm).await?))
+    Ok(vm_answer(&api.service, StatusCode::OK, &api.service.get_vm(&caller, &vm).await?))
 }
 
 /// Answers a change of a VM.
 async fn changed(
+    service: &Service,
     change: Change,
     body: &[u8],
     apply: impl AsyncFnOnce(&Mutation) -> Result<VmView>,
 ) -> Answer<Response> {
     let mutation = change.with(body);
-    Ok(vm_answer(StatusCode::ACCEPTED, &apply(&mutation).await?))
+    Ok(vm_answer(service, StatusCode::ACCEPTED, &apply(&mutation).await?))
 }
 
 macro_rules! actions {
@@ -105,7 +106,7 @@ macro_rules! actions {
                 NoBody: NoBody,
             ) -> Answer<Response> {
                 let (service, vm): (&Service, &VmRef) = (&api.service, &vm);
-                changed(change, &[], async |mutation| service.$name(&caller, vm, mutation).await).await
+                changed(service, change, &[], async |mutation| service.$name(&caller, vm, mutation).await).await
             }
         )*
     };
@@ -147,7 +148,7 @@ pub(crate) async fn set_labels(
 ) -> Answer<Response> {
     let labels =
         Labels::new(body.value.labels, "labels").map_err(|error| error.with_code(codes::INVALID_FIELD))?;
-    changed(change, &body.bytes, async |mutation| {
+    changed(&api.service, change, &body.bytes, async |mutation| {
         api.service.set_labels(&caller, &vm, labels, mutation).await
     })
     .await

@@ -41,5 +41,5 @@ pub(crate) async fn wait_vm(
         outcome = waiting => outcome?,
         () = api.stop.cancelled() => return Err(stopping().into()),
     };
-    Ok(JsonAnswer(WaitResult { reached: outcome.reached, vm: shown(&outcome.view) }))
+    Ok(JsonAnswer(WaitResult { reached: outcome.reached, vm: shown(&api.service, &outcome.view) }))
 }

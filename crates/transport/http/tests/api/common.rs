@@ -11,7 +11,7 @@ use bytes::Bytes;
 use flames_blob::{BlobKey, BlobStore, ByteStream, PutOptions};
 use flames_blob_memory::MemoryBlobStore;
 use flames_clock::{Clock, SystemClock, SystemRandom, UuidSource};
-use flames_error::{Error, Result};
+use flames_error::{Error, ErrorKind, Result};
 use flames_model::{
     Actor, ControllerId, DriverInfo, Exit, ImageDefaults, ImageKind, ImageManifest, IncarnationId,
     IncarnationState, Labels, ProjectName, Report, Resources, VmName,
@@ -44,6 +44,11 @@ impl ImageImporter for PlainImporter {
         let mut whole = Vec::new();
         while let Some(chunk) = archive.next().await {
             whole.extend_from_slice(&chunk?);
+            if whole.starts_with(b"too much") {
+                return Err(
+                    Error::new(ErrorKind::Exhausted, "test.import", "full").with_user_message("It is full.")
+                );
+            }
         }
         if whole.starts_with(b"bad") {
             return Err(Error::invalid("test.import", "body", "The archive is bad."));
@@ -91,6 +96,7 @@ impl Harness {
             importer: Arc::new(PlainImporter(blobs.clone())),
             blobs,
             links,
+            urls: Arc::new(flames_service::NoUrls),
             clock,
             ids: ids.clone(),
             random,

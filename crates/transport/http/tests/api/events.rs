@@ -8,7 +8,7 @@ use futures::StreamExt;
 use http::{Request, StatusCode};
 use serde_json::Value;
 
-use crate::common::Harness;
+use crate::common::{Harness, register};
 
 struct Follower {
     body: BodyDataStream,
@@ -20,7 +20,11 @@ type Message = (String, String, Value);
 
 impl Follower {
     async fn start(harness: &Harness, query: &str, last_seen: Option<&str>) -> Self {
-        let mut request = Request::get(format!("/v1/events?follow=true{query}"));
+        Self::at(harness, "/v1/events", query, last_seen).await
+    }
+
+    async fn at(harness: &Harness, path: &str, query: &str, last_seen: Option<&str>) -> Self {
+        let mut request = Request::get(format!("{path}?follow=true{query}"));
         if let Some(position) = last_seen {
             request = request.header("last-event-id", position);
         }
@@ -161,4 +165,29 @@ async fn the_client_follows_across_broken_connections() {
     let error = events.next().await.unwrap().unwrap_err();
     assert_eq!(error.kind(), flames_error::ErrorKind::Unavailable);
     assert!(events.next().await.is_none());
+}
+
+#[tokio::test]
+async fn what_happens_to_controllers_is_read_and_followed_on_a_path_of_its_own() {
+    const PATH: &str = "/v1/controllers/events";
+    let harness = Harness::new();
+    harness.create("a").await;
+    let mut follower = Follower::at(&harness, PATH, "", None).await;
+    let (id, _) = register(&harness.service).await;
+    let (registered, name, event) = follower.next().await.unwrap();
+    assert_eq!(
+        (name.as_str(), &event["controller"]),
+        ("controller_registered", &Value::from(id.to_string()))
+    );
+    harness.call("POST", &format!("/v1/controllers/{id}/cordon"), None).await;
+    assert_eq!(follower.next().await.unwrap().1, "controller_cordoned");
+
+    let mut resumed = Follower::at(&harness, PATH, "", Some(&registered)).await;
+    assert_eq!(resumed.next().await.unwrap().2["cordoned"], true);
+    let all = harness.call("GET", PATH, None).await;
+    let kinds: Vec<_> = all.json["items"].as_array().unwrap().iter().map(|e| e["type"].clone()).collect();
+    assert_eq!(kinds, ["controller_registered", "controller_cordoned"], "and nothing of any VM");
+    let none = harness.call("GET", &format!("{PATH}?after=newest"), None).await;
+    assert_eq!(none.json["next_cursor"], all.json["next_cursor"]);
+    harness.call("GET", &format!("{PATH}?after=x"), None).await.refused(400, "INVALID_FIELD").field("after");
 }

@@ -1,6 +1,10 @@
 //! Images.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use axum::body::Body;
+use futures::StreamExt;
 use http::{Request, StatusCode};
 use serde_json::Value;
 
@@ -80,8 +84,7 @@ async fn a_body_with_another_digest_than_declared_is_refused() {
 
 #[tokio::test]
 async fn an_archive_over_the_limit_or_of_another_type_is_refused() {
-    let harness =
-        Harness::with(std::sync::Arc::new(flames_service::NoLinks), |config| config.max_image_bytes = 4);
+    let harness = Harness::with(Arc::new(flames_service::NoLinks), |config| config.max_image_bytes = 4);
     import_with(&harness, "name=a&kind=rootfs", "*/*", "bytes").await.refused(413, "BODY_TOO_LARGE");
     let chunks = futures::stream::iter([Ok::<_, std::io::Error>("by"), Ok("tes")]);
     let request = Request::post("/v1/images?name=a&kind=rootfs").body(Body::from_stream(chunks)).unwrap();
@@ -100,4 +103,23 @@ async fn an_archive_over_the_limit_or_of_another_type_is_refused() {
         .await
         .refused(400, "INVALID_FIELD")
         .field("kind");
+}
+
+#[tokio::test]
+async fn who_sends_more_than_is_taken_may_send_it_to_the_end_and_reads_why_it_was_not() {
+    let harness = Harness::new();
+    for accept in ["application/json", "application/x-ndjson"] {
+        let sent = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&sent);
+        let body = futures::stream::iter(0..50).map(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, std::io::Error>("too much")
+        });
+        let request = Request::post("/v1/images?name=a&kind=rootfs").header("accept", accept);
+        let request =
+            request.header("content-type", "application/x-tar").body(Body::from_stream(body)).unwrap();
+        let reply = Reply::of(harness.send(request).await).await;
+        assert!(reply.text.contains("It is full."), "{}", reply.text);
+        assert_eq!(sent.load(Ordering::Relaxed), 50);
+    }
 }

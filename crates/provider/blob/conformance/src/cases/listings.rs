@@ -2,6 +2,7 @@
 
 use flames_blob::MAX_PAGE;
 use flames_error::ErrorKind;
+use futures::StreamExt;
 
 use crate::Fixture;
 use crate::support::*;
@@ -105,4 +106,31 @@ pub(crate) async fn a_blob_that_stays_is_listed_once_while_others_come_and_go(fi
     assert!(listed.is_sorted(), "{listed:?}");
     let stayed: Vec<_> = listed.into_iter().filter(|name| stay.contains(name)).collect();
     assert_eq!(stayed, stay);
+}
+
+pub(crate) async fn a_page_that_ends_on_the_last_blob_says_so(fixture: &dyn Fixture) {
+    let store = fixture.store();
+    for name in ["a/1", "a/2", "b"] {
+        put(&*store, name, &bytes_of(1, 10)).await;
+    }
+    for (prefix, after, limit) in [("", None, 3), ("a/", None, 2), ("", Some("a/1"), 2), ("a/2", None, 1)] {
+        let page = within(store.list(prefix, after.map(key).as_ref(), limit)).await;
+        let page = page.expect("the listing answers");
+        assert_eq!((page.blobs.len(), page.next), (limit, None), "{prefix:?} after {after:?}");
+    }
+    let page = within(store.list("", None, 2)).await.expect("the listing answers");
+    assert_eq!(page.next, Some(key("a/2")));
+}
+
+pub(crate) async fn more_blobs_than_a_page_holds_are_listed_once_each(fixture: &dyn Fixture) {
+    let store = fixture.store();
+    let names: Vec<_> = (0..MAX_PAGE + 3).map(|n| format!("many/{n:04}")).collect();
+    let puts = names.iter().map(|name| {
+        let store = store.clone();
+        async move { put(&*store, name, &bytes_of(1, 10)).await }
+    });
+    futures::stream::iter(puts).buffer_unordered(32).count().await;
+    let pages = pages(&*store, "many/", MAX_PAGE).await;
+    assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [MAX_PAGE, 3]);
+    assert_eq!(pages.concat(), names);
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use flames_blob::{BlobStore, MAX_CHUNK, MAX_METADATA_BYTES, MAX_METADATA_PAIRS, PutOptions};
+use flames_blob::{BlobKey, BlobStore, MAX_CHUNK, MAX_METADATA_BYTES, MAX_METADATA_PAIRS, PutOptions};
 use flames_error::ErrorKind;
 use futures::StreamExt;
 
@@ -237,4 +237,46 @@ pub(crate) async fn exists_tells_the_truth(fixture: &dyn Fixture) {
     assert!(!exists(&*store, "a/b").await && !exists(&*store, "b").await);
     within(store.delete(&key("a"))).await.expect("the delete succeeds");
     assert!(!exists(&*store, "a").await);
+}
+
+pub(crate) async fn every_limit_is_met_exactly_and_passed_by_one(fixture: &dyn Fixture) {
+    let store = fixture.store();
+    // One that no other key begins like, and one of many segments.
+    let long = "k".repeat(BlobKey::MAX_LENGTH);
+    let deep = format!("{}z", "a/".repeat(BlobKey::MAX_LENGTH / 2 - 1)) + "z";
+    assert!(BlobKey::new(format!("{long}k")).is_err());
+    let pair = |bytes: usize| ("k".repeat(64), "v".repeat(bytes - 64));
+    let options = |kind: usize, pairs: usize, bytes: usize| {
+        let mut metadata: BTreeMap<_, _> = (1..pairs).map(|n| (format!("{n:02}"), String::new())).collect();
+        let taken = 2 * metadata.len();
+        metadata.extend([pair(bytes - taken)]);
+        PutOptions { content_type: Some("t".repeat(kind)), metadata, ..PutOptions::default() }
+    };
+    let most = options(255, MAX_METADATA_PAIRS, MAX_METADATA_BYTES);
+    for name in [&long, &deep] {
+        put_with(&*store, name, &bytes_of(1, 1_000), most.clone()).await;
+        let head = within(store.head(&key(name))).await.expect("the blob is there");
+        assert_eq!(
+            (Some(head.content_type), head.metadata),
+            (most.content_type.clone(), most.metadata.clone())
+        );
+        assert_holds(&*store, name, &bytes_of(1, 1_000)).await;
+    }
+    let mut named = vec![deep.clone(), long.clone()];
+    named.sort_unstable();
+    assert_eq!(keys(&*store, "").await, named);
+    assert_eq!(keys(&*store, &long).await, [long]);
+    let long_name =
+        PutOptions { metadata: [("k".repeat(65), String::new())].into(), ..PutOptions::default() };
+    let too_much = [
+        options(256, 1, 100),
+        options(1, MAX_METADATA_PAIRS + 1, 200),
+        options(1, MAX_METADATA_PAIRS, MAX_METADATA_BYTES + 1),
+        long_name,
+    ];
+    for options in too_much {
+        let refused = refusal(&*store, "more", stream_of(&bytes_of(1, 10), 10), options).await;
+        assert_eq!(refused, Some(ErrorKind::InvalidInput));
+    }
+    assert_absent(&*store, "more").await;
 }

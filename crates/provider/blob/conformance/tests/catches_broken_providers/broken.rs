@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +15,10 @@ use flames_error::{Error, ErrorKind, Result};
 use futures::StreamExt;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
+
+use crate::network::{Connection, Lost, Network, reached, told};
+
+mod reading;
 
 macro_rules! flaws {
     ($($flaw:ident),+ $(,)?) => {
@@ -37,7 +42,10 @@ flaws! {
     ForgetsMetadata, MakesUpTheType, MakesUpTheSize, FoldsTheCaseOfKeys, DeletesByPrefix, DeletesNothing,
     WantsABlobToDelete, SaysThatAllExists, ListsBackwards, StartsPagesWithTheLastBlob, KnowsOnlyOnePage, LosesItsPlace,
     IgnoresThePrefix, TakesPrefixesAsFolders, CountsInsteadOfComparing, ListsWithoutMetadata, TakesAnyLimit,
-    ForgetsAtARestart, UndoesDeletesAtARestart,
+    ForgetsAtARestart, UndoesDeletesAtARestart, RefusesTheLongestKeys, PromisesAPageMore, ListsTheFirstThousand,
+    DescribesWhatIsThereLater, DeletesLate, RemembersTheMetadataOfTheDeleted, CallsLostAnswersUnavailable,
+    CallsLostRequestsDone, CallsLostDeletesDone, EndsCutReads, StitchesReplacedBlobs, EndsCutListings, WaitsForEver,
+    StaysStalled, ForgetsWhenTheServerIsKilled,
 }
 
 #[derive(Debug, Clone)]
@@ -54,11 +62,41 @@ pub(crate) struct BrokenStore {
     deleted: Arc<Mutex<BTreeMap<BlobKey, Stored>>>,
     /// How many blobs were listed up to a page's end, for the store that counts.
     counts: Arc<Mutex<HashMap<BlobKey, usize>>>,
+    network: Network,
+    /// For the store that a stall breaks for good.
+    was_stalled: Arc<AtomicBool>,
 }
 
 impl BrokenStore {
     pub(crate) fn new(flaw: Option<Flaw>) -> Self {
-        Self { flaw, blobs: Arc::default(), deleted: Arc::default(), counts: Arc::default() }
+        Self {
+            flaw,
+            blobs: Arc::default(),
+            deleted: Arc::default(),
+            counts: Arc::default(),
+            network: Network::default(),
+            was_stalled: Arc::default(),
+        }
+    }
+
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    pub(crate) fn kill_the_server(&self) {
+        if self.has(Flaw::ForgetsWhenTheServerIsKilled) {
+            self.blobs.lock().unwrap().clear();
+        }
+    }
+
+    /// A connection for one call, or none for ever.
+    async fn connect(&self) -> Result<Connection> {
+        if self.network.is_stalled() {
+            self.was_stalled.store(true, Ordering::SeqCst);
+        } else if self.has(Flaw::StaysStalled) && self.was_stalled.load(Ordering::SeqCst) {
+            return Err(Error::unavailable("blob.call", "broken for good"));
+        }
+        Ok(self.network.connect(self.has(Flaw::WaitsForEver)))
     }
 
     pub(crate) fn reopened(&self) -> Self {
@@ -71,7 +109,7 @@ impl BrokenStore {
             }
             _ => self.blobs.lock().unwrap().clone(),
         };
-        Self { blobs: Arc::new(Mutex::new(blobs)), ..Self::new(self.flaw) }
+        Self { blobs: Arc::new(Mutex::new(blobs)), network: self.network.clone(), ..Self::new(self.flaw) }
     }
 
     fn has(&self, flaw: Flaw) -> bool {
@@ -104,14 +142,12 @@ impl BrokenStore {
         if let Some(old) = blobs.get(&place).filter(|_| self.has(Flaw::KeepsTheOldMetadata)) {
             metadata.extend(old.info.metadata.clone());
         }
-        let info = BlobInfo {
-            key: key.clone(),
-            size: bytes.len() as u64,
-            digest: Digest::from_bytes(Sha256::digest(bytes).into()),
-            content_type: options.content_type.clone().unwrap_or("application/octet-stream".into()),
-            metadata,
-            stored_at: Timestamp::UNIX_EPOCH,
-        };
+        if let Some(old) = self.deleted.lock().unwrap().get(key)
+            && self.has(Flaw::RemembersTheMetadataOfTheDeleted)
+        {
+            metadata.extend(old.info.metadata.clone());
+        }
+        let info = BlobInfo { metadata, ..self.described(key, bytes, options) };
         let kept = bytes.len() - usize::from(self.has(Flaw::LosesTheLastByte) && !bytes.is_empty());
         let stored = Stored { info: info.clone(), bytes: Bytes::copy_from_slice(&bytes[..kept]) };
         blobs.insert(place, stored);
@@ -138,6 +174,10 @@ impl BrokenStore {
         if !self.has(Flaw::IgnoresTheLimitsOfOptions) && !self.has(Flaw::ChecksOptionsAtTheEnd) {
             options.validate()?;
         }
+        if key.as_str().len() == BlobKey::MAX_LENGTH && self.has(Flaw::RefusesTheLongestKeys) {
+            return Err(Error::invalid("blob.put", "key", "too long"));
+        }
+        let mut connection = self.connect().await?;
         if self.has(Flaw::RemovesTheOldBlobFirst) {
             self.blobs.lock().unwrap().remove(key);
         }
@@ -171,6 +211,12 @@ impl BrokenStore {
             }
             return Err(error);
         }
+        if let Err(lost) = connection.request(bytes.len()).await {
+            if self.has(Flaw::CallsLostRequestsDone) {
+                return Ok(self.described(key, &bytes, &options));
+            }
+            return Err(told("blob.put", lost));
+        }
         if self.has(Flaw::StoresInTwoSteps) {
             self.insert(key, &bytes, &PutOptions::default());
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -188,26 +234,23 @@ impl BrokenStore {
             }
             return Ok(whole);
         }
-        Ok(self.insert(key, &bytes, &options))
+        let info = self.insert(key, &bytes, &options);
+        match connection.answer(0).await {
+            Err(_) if self.has(Flaw::CallsLostAnswersUnavailable) => Err(told("blob.put", Lost::Request)),
+            Err(lost) => Err(told("blob.put", lost)),
+            Ok(_) => Ok(info),
+        }
     }
 
-    fn range(&self, range: Option<Range<u64>>, size: u64) -> Result<Range<u64>> {
-        let Range { start, end } = range.unwrap_or(0..size);
-        let invalid = || Error::invalid("blob.get", "range", "wrong range");
-        if self.has(Flaw::IgnoresRanges) {
-            return Ok(0..size);
+    fn described(&self, key: &BlobKey, bytes: &[u8], options: &PutOptions) -> BlobInfo {
+        BlobInfo {
+            key: key.clone(),
+            size: bytes.len() as u64,
+            digest: Digest::from_bytes(Sha256::digest(bytes).into()),
+            content_type: options.content_type.clone().unwrap_or("application/octet-stream".into()),
+            metadata: options.metadata.clone(),
+            stored_at: Timestamp::UNIX_EPOCH,
         }
-        if start > end {
-            return if self.has(Flaw::TakesReversedRanges) { Ok(0..0) } else { Err(invalid()) };
-        }
-        if start > size {
-            return if self.has(Flaw::TakesStartsPastTheEnd) { Ok(size..size) } else { Err(invalid()) };
-        }
-        if end > size && self.has(Flaw::RefusesRangesPastTheEnd) {
-            return Err(invalid());
-        }
-        let end = end.saturating_add(u64::from(self.has(Flaw::TakesRangesAsInclusive)));
-        Ok(start..end.min(size))
     }
 }
 
@@ -226,7 +269,13 @@ impl BlobStore for BrokenStore {
     }
 
     async fn get(&self, key: &BlobKey, range: Option<Range<u64>>) -> Result<BlobRead> {
-        let Stored { info, bytes } = self.find(key)?;
+        let mut connection = self.connect().await?;
+        reached("blob.get", connection.request(0).await.and(connection.answer(0).await))?;
+        let Stored { mut info, bytes } = self.find(key)?;
+        if self.has(Flaw::DescribesWhatIsThereLater) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            info = self.find(key)?.info;
+        }
         let wanted = range.clone();
         let range = self.range(range, bytes.len() as u64)?;
         let part = bytes.slice(range.start as usize..range.end as usize);
@@ -240,6 +289,8 @@ impl BlobStore for BrokenStore {
                 async move { (!chunk.is_empty()).then(|| (Ok(chunk.clone()), at + chunk.len())) }
             })
             .boxed()
+        } else if longest == MAX_CHUNK {
+            self.over_the_network(info.clone(), part, range.start as usize)
         } else {
             let chunks: Vec<_> =
                 part.chunks(longest).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
@@ -250,6 +301,8 @@ impl BlobStore for BrokenStore {
     }
 
     async fn head(&self, key: &BlobKey) -> Result<BlobInfo> {
+        let mut connection = self.connect().await?;
+        reached("blob.head", connection.request(0).await.and(connection.answer(0).await))?;
         let mut info = self.find(key)?.info;
         match self.flaw {
             Some(Flaw::ForgetsMetadata) => info.metadata.clear(),
@@ -264,6 +317,22 @@ impl BlobStore for BrokenStore {
         if self.has(Flaw::DeletesNothing) {
             return Ok(());
         }
+        let mut connection = self.connect().await?;
+        if let Err(lost) = connection.request(0).await {
+            return if self.has(Flaw::CallsLostDeletesDone) {
+                Ok(())
+            } else {
+                Err(told("blob.delete", lost))
+            };
+        }
+        if self.has(Flaw::DeletesLate) {
+            let (blobs, place) = (Arc::clone(&self.blobs), self.place(key));
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                blobs.lock().unwrap().remove(&place);
+            });
+            return Ok(());
+        }
         if self.has(Flaw::WantsABlobToDelete) {
             self.find(key)?;
         }
@@ -273,7 +342,7 @@ impl BlobStore for BrokenStore {
         if let Some(stored) = self.blobs.lock().unwrap().remove(&self.place(key)) {
             self.deleted.lock().unwrap().insert(key.clone(), stored);
         }
-        Ok(())
+        connection.answer(0).await.map(|_| ()).map_err(|lost| told("blob.delete", lost))
     }
 
     async fn list(&self, prefix: &str, after: Option<&BlobKey>, limit: usize) -> Result<BlobPage> {
@@ -282,6 +351,13 @@ impl BlobStore for BrokenStore {
             return Err(Error::invalid("blob.list", "limit", "wrong limit"));
         }
         let limit = limit.clamp(1, MAX_PAGE);
+        let mut connection = self.connect().await?;
+        reached("blob.list", connection.request(0).await.map(|()| 0))?;
+        let entries = self.blobs.lock().unwrap().len();
+        let arrived = reached("blob.list", connection.answer(100 * entries).await)? / 100;
+        if arrived < entries && !self.has(Flaw::EndsCutListings) {
+            return Err(told("blob.list", Lost::Answer).with_kind(ErrorKind::Unavailable));
+        }
         let matches = |key: &BlobKey| match self.flaw {
             Some(Flaw::IgnoresThePrefix) => true,
             Some(Flaw::TakesPrefixesAsFolders) => {
@@ -295,6 +371,10 @@ impl BlobStore for BrokenStore {
         let mut all: Vec<_> =
             blobs.values().map(|stored| stored.info.clone()).filter(|info| matches(&info.key)).collect();
         all.sort_by(|a, b| a.key.cmp(&b.key));
+        all.truncate(arrived);
+        if self.has(Flaw::ListsTheFirstThousand) {
+            all.truncate(1_000);
+        }
         let counted = self
             .has(Flaw::CountsInsteadOfComparing)
             .then(|| after.and_then(|key| self.counts.lock().unwrap().get(key).copied()));
@@ -312,7 +392,8 @@ impl BlobStore for BrokenStore {
             },
         };
         let rest = all.split_off(skipped.min(all.len()));
-        let has_more = rest.len() > limit && !self.has(Flaw::KnowsOnlyOnePage);
+        let promises = self.has(Flaw::PromisesAPageMore) && rest.len() == limit;
+        let has_more = (rest.len() > limit || promises) && !self.has(Flaw::KnowsOnlyOnePage);
         let mut page: Vec<_> = rest.into_iter().take(limit).collect();
         let next = page.last().filter(|_| has_more).map(|info| info.key.clone());
         if let Some(next) = &next {
@@ -328,6 +409,8 @@ impl BlobStore for BrokenStore {
     }
 
     async fn exists(&self, key: &BlobKey) -> Result<bool> {
+        let mut connection = self.connect().await?;
+        reached("blob.exists", connection.request(0).await.and(connection.answer(0).await))?;
         Ok(self.has(Flaw::SaysThatAllExists) || self.blobs.lock().unwrap().contains_key(&self.place(key)))
     }
 }

@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod broken;
+mod network;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flames_blob::BlobStore;
-use flames_blob_conformance::{Fixture, Harness, Time, async_trait, failures, suite};
+use flames_blob_conformance::{Faults, Fixture, Harness, Hook, Time, async_trait, failures, suite};
 
 use broken::{BrokenStore, Flaw};
 
@@ -28,6 +30,9 @@ impl Harness for Broken {
     fn is_durable(&self) -> bool {
         true
     }
+    fn hooks(&self) -> &'static [Hook] {
+        &Hook::ALL
+    }
     async fn fresh(&self) -> Box<dyn Fixture> {
         Box::new(Fresh(Arc::new(BrokenStore::new(self.0))))
     }
@@ -40,6 +45,15 @@ impl Fixture for Fresh {
     }
     async fn reopen(&self) -> Arc<dyn BlobStore> {
         Arc::new(self.0.reopened())
+    }
+    fn operation_deadline(&self) -> Duration {
+        network::DEADLINE
+    }
+    fn faults(&self) -> &dyn Faults {
+        self.0.network()
+    }
+    async fn restart_server(&self) {
+        self.0.kill_the_server();
     }
 }
 
@@ -128,10 +142,37 @@ caught! {
     a_page_that_needs_its_start_is_caught: LosesItsPlace => a_listing_is_ordered_and_pages_meet;
     a_prefix_that_is_ignored_is_caught: IgnoresThePrefix => a_prefix_lists_only_its_own;
     a_prefix_of_whole_segments_is_caught: TakesPrefixesAsFolders => a_prefix_lists_only_its_own;
-    pages_by_number_are_caught: CountsInsteadOfComparing => a_blob_that_stays_is_listed_once_while_others_come_and_go;
+    pages_by_number_are_caught: CountsInsteadOfComparing =>
+        a_blob_that_stays_is_listed_once_while_others_come_and_go,
+        a_listing_while_others_put_and_delete_tells_no_blob_twice;
     a_page_that_tells_less_than_head_is_caught: ListsWithoutMetadata => a_page_tells_what_head_tells;
     a_limit_that_is_not_checked_is_caught: TakesAnyLimit => a_page_limit_out_of_range_is_refused;
     blobs_that_do_not_outlive_the_store_are_caught: ForgetsAtARestart => a_blob_outlives_its_store;
     deletes_that_do_not_outlive_the_store_are_caught: UndoesDeletesAtARestart =>
         what_was_deleted_or_refused_stays_away_after_a_restart;
+    a_limit_that_is_not_met_is_caught: RefusesTheLongestKeys => every_limit_is_met_exactly_and_passed_by_one;
+    a_page_promised_in_vain_is_caught: PromisesAPageMore => a_page_that_ends_on_the_last_blob_says_so;
+    a_listing_of_one_page_of_the_server_is_caught: ListsTheFirstThousand =>
+        more_blobs_than_a_page_holds_are_listed_once_each;
+    a_description_of_another_blob_is_caught: DescribesWhatIsThereLater =>
+        readers_see_whole_blobs_while_they_are_replaced;
+    a_delete_that_comes_late_is_caught: DeletesLate =>
+        thirty_two_puts_and_deletes_of_one_key_leave_it_whole_or_absent, a_deleted_blob_is_gone;
+    what_is_kept_of_a_deleted_blob_is_caught: RemembersTheMetadataOfTheDeleted =>
+        random_operations_agree_with_a_reference_model;
+    a_put_that_is_there_though_it_failed_is_caught: CallsLostAnswersUnavailable =>
+        a_put_cut_at_any_byte_is_told_truthfully, no_put_reports_success_for_what_is_not_there,
+        a_put_whose_answer_never_comes_is_told_truthfully;
+    a_put_that_is_not_there_is_caught: CallsLostRequestsDone =>
+        a_put_cut_at_any_byte_is_told_truthfully, no_put_reports_success_for_what_is_not_there;
+    a_delete_that_was_lost_is_caught: CallsLostDeletesDone => a_delete_cut_at_any_byte_is_told_truthfully;
+    a_read_that_ends_early_is_caught: EndsCutReads => a_read_cut_at_any_byte_is_right_or_told;
+    two_blobs_in_one_read_are_caught: StitchesReplacedBlobs =>
+        a_read_that_goes_on_after_a_replacement_is_never_stitched;
+    a_listing_that_ends_early_is_caught: EndsCutListings => a_listing_cut_at_any_byte_is_right_or_told;
+    a_call_that_waits_for_ever_is_caught: WaitsForEver => a_stalled_network_ends_every_call_within_its_deadline;
+    a_store_that_a_stall_breaks_for_good_is_caught: StaysStalled =>
+        a_stalled_network_ends_every_call_within_its_deadline;
+    what_a_killed_server_forgets_is_caught: ForgetsWhenTheServerIsKilled =>
+        what_was_put_is_there_after_the_server_was_killed_under_load;
 }

@@ -210,10 +210,8 @@ fn nobody_waits(operation: &'static str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use bytes::Bytes;
-    use flames_blob::PutOptions;
+    use flames_blob::{PutOptions, Verifier};
     use jiff::Timestamp;
 
     use super::super::caller::Caller;
@@ -221,16 +219,11 @@ mod tests {
     use super::*;
 
     fn sealed(folder: &Folder, key: &BlobKey) -> TemporaryFile {
-        let upload = Upload::begin(folder).unwrap().write(&[Bytes::from_static(b"bytes")]).unwrap();
-        let (size, digest) = upload.measured(&PutOptions::default()).unwrap();
-        let info = BlobInfo {
-            key: key.clone(),
-            size,
-            digest,
-            content_type: "text/plain".into(),
-            metadata: BTreeMap::new(),
-            stored_at: Timestamp::UNIX_EPOCH,
-        };
+        let options = PutOptions::default();
+        let upload = Upload::begin(folder, Verifier::new(&options)).unwrap();
+        let upload = upload.write(&[Bytes::from_static(b"bytes")]).unwrap();
+        let measured = upload.measured().unwrap();
+        let info = BlobInfo::of_put(key.clone(), options, measured, Timestamp::UNIX_EPOCH);
         upload.seal(&info).unwrap()
     }
 

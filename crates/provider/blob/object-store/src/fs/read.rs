@@ -6,10 +6,9 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
-use flames_blob::{BlobInfo, BlobKey, ByteStream, Digest};
+use flames_blob::{BlobInfo, BlobKey, ByteStream, ReadVerifier};
 use flames_error::{Error, ErrorKind, Result};
 use futures::StreamExt;
-use sha2::{Digest as _, Sha256};
 
 const OPERATION: &str = "blob.get";
 /// How much is read at once: enough to make the hop to a blocking thread cheap, little enough for many readers at once.
@@ -19,14 +18,13 @@ struct Reader {
     file: File,
     key: BlobKey,
     range: Range<u64>,
-    /// Only when the whole blob is read.
-    check: Option<(Sha256, Digest)>,
+    verifier: ReadVerifier,
 }
 
 /// The bytes in `range`, which must lie within the blob.
 pub(super) fn stream(file: File, info: &BlobInfo, range: Range<u64>) -> ByteStream {
-    let check = (range == (0..info.size)).then(|| (Sha256::new(), info.digest));
-    let reader = Reader { file, key: info.key.clone(), range, check };
+    let verifier = ReadVerifier::new(info, &range);
+    let reader = Reader { file, key: info.key.clone(), range, verifier };
     futures::stream::try_unfold(reader, |reader| async move {
         if reader.range.is_empty() {
             return Ok(None);
@@ -42,28 +40,19 @@ impl Reader {
         let mut chunk = vec![0; usize::try_from(rest).unwrap_or(usize::MAX).min(READ_CHUNK)];
         self.file.read_exact_at(&mut chunk, self.range.start).map_err(|error| self.failed(error))?;
         self.range.start += chunk.len() as u64;
-        if let Some((hasher, expected)) = &mut self.check {
-            hasher.update(&chunk);
-            if self.range.is_empty() {
-                let digest = Digest::from_bytes(hasher.finalize_reset().into());
-                if digest != *expected {
-                    return Err(self.damaged("the blob's bytes do not have its digest"));
-                }
-            }
-        }
+        self.verifier.update(&chunk)?;
         Ok((chunk.into(), self))
     }
 
     fn failed(&self, error: io::Error) -> Error {
         match error.kind() {
-            io::ErrorKind::UnexpectedEof => self.damaged("the blob's file was cut while it was read"),
+            io::ErrorKind::UnexpectedEof => {
+                Error::new(ErrorKind::Corrupt, OPERATION, "the blob's file was cut while it was read")
+                    .with_resource("blob", self.key.as_str())
+            }
             _ => Error::unavailable(OPERATION, "the blob cannot be read")
                 .with_resource("blob", self.key.as_str())
                 .with_source(error),
         }
-    }
-
-    fn damaged(&self, what: &'static str) -> Error {
-        Error::new(ErrorKind::Corrupt, OPERATION, what).with_resource("blob", self.key.as_str())
     }
 }

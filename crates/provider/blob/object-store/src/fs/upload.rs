@@ -6,9 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use flames_blob::{BlobInfo, Digest, PutOptions};
-use flames_error::{Error, Result};
-use sha2::{Digest as _, Sha256};
+use flames_blob::{BlobInfo, Digest, Verifier};
+use flames_error::Result;
 
 use super::errors::failed;
 use super::folder::Folder;
@@ -56,30 +55,24 @@ impl Drop for TemporaryFile {
 pub(super) struct Upload {
     temporary: TemporaryFile,
     writer: BufWriter<File>,
-    hasher: Sha256,
-    size: u64,
+    verifier: Verifier,
 }
 
 impl Upload {
-    pub(super) fn begin(folder: &Folder) -> Result<Self> {
+    pub(super) fn begin(folder: &Folder, verifier: Verifier) -> Result<Self> {
         let (temporary, file) = TemporaryFile::create(folder.temporary_path())?;
         let writer = BufWriter::with_capacity(WRITE_BUFFER, file);
-        Ok(Self { temporary, writer, hasher: Sha256::new(), size: 0 })
+        Ok(Self { temporary, writer, verifier })
     }
 
     /// Refuses chunks that make the blob longer than it was declared, before they take room.
-    pub(super) fn admit(&self, chunks: &[Bytes], expected_size: Option<u64>) -> Result<()> {
-        let size = chunks.iter().fold(self.size, |size, chunk| size + chunk.len() as u64);
-        match expected_size {
-            Some(expected) if size > expected => Err(wrong_size(expected)),
-            _ => Ok(()),
-        }
+    pub(super) fn admit(&self, chunks: &[Bytes]) -> Result<()> {
+        self.verifier.admit(chunks.iter().map(|chunk| chunk.len() as u64).sum())
     }
 
     pub(super) fn write(mut self, chunks: &[Bytes]) -> Result<Self> {
         for chunk in chunks {
-            self.hasher.update(chunk);
-            self.size += chunk.len() as u64;
+            self.verifier.update(chunk);
             self.writer.write_all(chunk).map_err(|error| {
                 failed(OPERATION, "the blob cannot be written", self.temporary.path(), error)
             })?;
@@ -88,20 +81,8 @@ impl Upload {
     }
 
     /// Size and digest of what came. `InvalidInput` when other ones were declared.
-    pub(super) fn measured(&self, options: &PutOptions) -> Result<(u64, Digest)> {
-        if let Some(expected) = options.expected_size.filter(|expected| *expected != self.size) {
-            return Err(wrong_size(expected).with_context("size", self.size));
-        }
-        let digest = Digest::from_bytes(self.hasher.clone().finalize().into());
-        if options.expected_digest.is_some_and(|expected| expected != digest) {
-            return Err(Error::invalid(
-                OPERATION,
-                "expected_digest",
-                "The blob does not have the digest that was declared.",
-            )
-            .with_context("digest", digest));
-        }
-        Ok((self.size, digest))
+    pub(super) fn measured(&self) -> Result<(u64, Digest)> {
+        self.verifier.clone().finish()
     }
 
     /// Writes the record and makes the file durable; it is not yet in its place.
@@ -117,9 +98,4 @@ impl Upload {
             Err(error) => Err(failed(OPERATION, "the blob cannot be made durable", temporary.path(), error)),
         }
     }
-}
-
-fn wrong_size(expected: u64) -> Error {
-    Error::invalid(OPERATION, "expected_size", "The blob does not have the size that was declared.")
-        .with_context("expected", expected)
 }

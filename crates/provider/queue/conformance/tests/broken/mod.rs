@@ -1,5 +1,8 @@
 //! A right queue, made wrong in one way.
 
+pub(crate) mod fragile;
+pub(crate) mod network;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -3,77 +3,32 @@
 // A lock that a failed case poisoned, or a key that cannot be, is a failure of the test.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard};
+mod apply;
+mod fault;
+mod network;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use flames_error::{Error, ErrorKind, Result};
+use flames_error::{Error, Result};
 use flames_state::{
-    Check, Commit, Committed, Entry, Hint, HintStream, Key, KeyRange, LogEntry, MAX_COMMIT_OPERATIONS,
-    MAX_PAGE, MAX_VALUE_BYTES, Page, PageRequest, Position, StateStore, Version, Write,
+    Commit, Committed, Entry, Hint, HintStream, Key, KeyRange, LogEntry, MAX_PAGE, Page, PageRequest,
+    Position, StateStore, Version, Write,
 };
 use futures::StreamExt;
-use tokio::sync::broadcast;
-use tokio_stream::wrappers::BroadcastStream;
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
 
-/// What is wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
-    NoName,
-    ReadsAreOneCommitLate,
-    ReadsAreLateAfterTheFirst,
-    AbsentReadsAsEmpty,
-    EmptyValuesVanish,
-    KeysAreText,
-    LongValuesAreCut,
-    ScanPassesItsEnd,
-    ScanIsDescending,
-    PageRepeatsItsFirst,
-    PageSkipsItsFirst,
-    FullPageClaimsMore,
-    PagesByOffset,
-    CursorMustExist,
-    PageInTwoReads,
-    AnyPageLimit,
-    WritesBeforeChecks,
-    OnlyTheFirstCheckCounts,
-    AtMeansPresent,
-    PresentMeansAnything,
-    VersionsCountPerKey,
-    VersionIsTheValue,
-    EachWriteHasItsVersion,
-    PutKeepsWhatIsThere,
-    NoLimits,
-    LimitsAreOneTooTight,
-    LastOfTwoWritesWins,
-    EmptyCommitsAreTaken,
-    DeleteWantsAKey,
-    DeleteTakesTheNextKeyToo,
-    WritesOneByOne,
-    ChecksThenWrites,
-    ChecksOnlyWhatItWrites,
-    LogIsNewestFirst,
-    AppendsInAnyOrder,
-    AppendsDespiteFailedChecks,
-    OneLogForAll,
-    LogsByPrefix,
-    PositionsAreTakenEarly,
-    AnyLogLimit,
-    TrimKeepsItsPosition,
-    TrimTakesAll,
-    PositionsFromTheLogsEnd,
-    NoHints,
-    AppendsAreNotHinted,
-    HintsForEveryone,
-    ForgetsAtReopen,
-    DeletedKeysComeBackAtReopen,
-    VersionsStartAnewAtReopen,
-    PositionsStartAnewAtReopen,
-}
+pub(crate) use fault::Fault;
+pub(crate) use network::Networked;
 
-type Entries = BTreeMap<Key, (Bytes, u64)>;
-type Logs = BTreeMap<Key, BTreeMap<Position, Bytes>>;
+// Shared with whoever reads, so that a read need not copy the store.
+type Entries = Arc<BTreeMap<Key, (Bytes, u64)>>;
+type Logs = Arc<BTreeMap<Key, BTreeMap<Position, Bytes>>>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -84,8 +39,16 @@ struct State {
     /// The store before the last commit.
     before: (Entries, Logs),
     reads: u64,
-    deleted: Entries,
+    deleted: BTreeMap<Key, (Bytes, u64)>,
     offsets: HashMap<Key, usize>,
+    /// The store some commits ago: what a server has on disk that writes later.
+    on_disk: VecDeque<(Entries, Logs)>,
+}
+
+impl State {
+    fn entries_mut(&mut self) -> &mut BTreeMap<Key, (Bytes, u64)> {
+        Arc::make_mut(&mut self.entries)
+    }
 }
 
 /// The store.
@@ -94,6 +57,30 @@ pub(crate) struct BrokenStore {
     fault: Option<Fault>,
     state: Mutex<State>,
     hints: broadcast::Sender<Key>,
+    /// Subscribers that are waited for: those of `HintsWaitForTheirReader`.
+    patient: Mutex<Vec<(Key, mpsc::Sender<Key>)>>,
+    /// Held while a commit is applied in several steps that nobody else is to see.
+    whole: tokio::sync::Mutex<()>,
+    /// Answers on their way to whoever reads next, of `DroppedReadsAreAnsweredNext`.
+    answers: Mutex<VecDeque<Option<Entry>>>,
+    commits_under_way: AtomicUsize,
+    clock_ms: AtomicI64,
+}
+
+/// Counts one commit for as long as it is under way.
+struct UnderWay<'a>(&'a AtomicUsize);
+
+impl<'a> UnderWay<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// Lets every other task take a turn.
@@ -105,17 +92,44 @@ async fn others_go_first() {
 
 impl BrokenStore {
     pub(crate) fn new(fault: Option<Fault>) -> Self {
-        Self { fault, state: Mutex::default(), hints: broadcast::Sender::new(1_000) }
+        Self {
+            fault,
+            state: Mutex::default(),
+            hints: broadcast::Sender::new(1_000),
+            patient: Mutex::default(),
+            whole: tokio::sync::Mutex::default(),
+            answers: Mutex::default(),
+            commits_under_way: AtomicUsize::new(0),
+            clock_ms: AtomicI64::new(1_000_000_000_000),
+        }
+    }
+
+    pub(crate) fn turn_clock_back(&self, by: std::time::Duration) {
+        self.clock_ms.fetch_sub(i64::try_from(by.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+
+    /// What a server does that is killed and started again.
+    pub(crate) fn killed(&self) {
+        let mut state = self.state();
+        if self.is(Fault::KilledWithItsBuffer)
+            && let Some((entries, logs)) = state.on_disk.front().cloned()
+        {
+            state.entries = entries;
+            state.logs = logs;
+        }
+        if self.is(Fault::PositionsGoBackWhenKilled) {
+            state.positions = state.positions.saturating_sub(5);
+        }
     }
 
     pub(crate) fn reopen(&self) {
         let mut state = self.state();
         if self.is(Fault::ForgetsAtReopen) {
-            state.entries.clear();
+            state.entries = Arc::default();
         }
         if self.is(Fault::DeletedKeysComeBackAtReopen) {
             let deleted = std::mem::take(&mut state.deleted);
-            state.entries.extend(deleted);
+            state.entries_mut().extend(deleted);
         }
         if self.is(Fault::VersionsStartAnewAtReopen) {
             state.versions = 0;
@@ -139,8 +153,14 @@ impl BrokenStore {
         let mut state = self.state();
         state.reads += 1;
         let late = self.is(Fault::ReadsAreOneCommitLate)
-            || (self.is(Fault::ReadsAreLateAfterTheFirst) && state.reads % 4 == 3);
+            || (self.is(Fault::ReadsAreLateAfterTheFirst) && state.reads % 4 == 3)
+            || (self.is(Fault::ReadsAreLateUnderLoad) && self.commits_under_way.load(Ordering::SeqCst) > 1);
         if late { state.before.clone() } else { (state.entries.clone(), state.logs.clone()) }
+    }
+
+    /// Where a commit is applied in several steps, readers wait for the last one.
+    async fn wholly(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        if self.is(Fault::HalfDoneWhenDropped) { Some(self.whole.lock().await) } else { None }
     }
 
     fn key(&self, key: &Key) -> Key {
@@ -155,165 +175,6 @@ impl BrokenStore {
         if self.is(Fault::OneLogForAll) { Key::new("log").unwrap() } else { log.clone() }
     }
 
-    fn validate(&self, commit: &Commit) -> Result<()> {
-        let mut judged = commit.clone();
-        match self.fault {
-            Some(Fault::NoLimits) => {
-                let cut = |value: &Bytes| value.slice(..value.len().min(1));
-                judged.checks.clear();
-                judged.writes.truncate(MAX_COMMIT_OPERATIONS / 2);
-                for write in &mut judged.writes {
-                    if let Write::Put(_, value) = write {
-                        *value = cut(value);
-                    }
-                }
-                judged.appends.iter_mut().for_each(|append| append.payload = cut(&append.payload));
-            }
-            Some(Fault::LimitsAreOneTooTight) if commit.operations() == MAX_COMMIT_OPERATIONS => {
-                return Err(Error::invalid("state.commit", "commit", "A commit has at most 63 operations."));
-            }
-            Some(Fault::LastOfTwoWritesWins) => judged.writes.truncate(1),
-            Some(Fault::EmptyCommitsAreTaken) if commit.writes.is_empty() && commit.appends.is_empty() => {
-                return Ok(());
-            }
-            _ => {}
-        }
-        judged.validate()
-    }
-
-    fn check(&self, state: &State, commit: &Commit) -> Result<()> {
-        let written = |key: &Key| commit.writes.iter().any(|write| write.key() == key);
-        let count = if self.is(Fault::OnlyTheFirstCheckCounts) { 1 } else { usize::MAX };
-        for check in commit.checks.iter().take(count) {
-            let current =
-                state.entries.get(&self.key(check.key())).map(|(_, version)| Version::from_raw(*version));
-            let holds = match (self.fault, check) {
-                (Some(Fault::AtMeansPresent), Check::At(..)) => current.is_some(),
-                (Some(Fault::PresentMeansAnything), Check::Present(_)) => true,
-                (Some(Fault::ChecksOnlyWhatItWrites), check) => check.holds(current) || !written(check.key()),
-                _ => check.holds(current),
-            };
-            if !holds {
-                return Err(Error::new(ErrorKind::Conflict, "state.commit", "a check does not hold"));
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&self, state: &mut State, write: &Write, version: u64) -> Result<u64> {
-        let key = self.key(write.key());
-        let before = state.entries.get(&key).cloned();
-        let version = match self.fault {
-            Some(Fault::VersionsCountPerKey) => before.as_ref().map_or(1, |(_, version)| version + 1),
-            Some(Fault::VersionIsTheValue) => match write {
-                Write::Put(_, value) => {
-                    value.iter().fold(7, |sum, byte| sum * 31 % 1_000_003 + u64::from(*byte))
-                }
-                Write::Delete(_) => version,
-            },
-            Some(Fault::EachWriteHasItsVersion) => {
-                state.versions += 1;
-                state.versions
-            }
-            _ => version,
-        };
-        match write {
-            Write::Put(_, value) if value.is_empty() && self.is(Fault::EmptyValuesVanish) => {
-                state.entries.remove(&key);
-            }
-            Write::Put(..) if before.is_some() && self.is(Fault::PutKeepsWhatIsThere) => {}
-            Write::Put(_, value) => {
-                let cut = if self.is(Fault::LongValuesAreCut) { MAX_VALUE_BYTES - 1 } else { usize::MAX };
-                state.entries.insert(key, (value.slice(..value.len().min(cut)), version));
-            }
-            Write::Delete(_) => {
-                if before.is_none() && self.is(Fault::DeleteWantsAKey) {
-                    return Err(Error::not_found("state.commit", "key", key.to_string()));
-                }
-                if self.is(Fault::DeleteTakesTheNextKeyToo) {
-                    let next = state.entries.range(key.clone()..).nth(1).map(|(next, _)| next.clone());
-                    next.map(|next| state.entries.remove(&next));
-                }
-                state.entries.remove(&key);
-                state.deleted.extend(before.map(|before| (key, before)));
-            }
-        }
-        Ok(version)
-    }
-
-    fn append(&self, state: &mut State, commit: &Commit, position: u64) {
-        let appends: Box<dyn Iterator<Item = _>> = match self.fault {
-            Some(Fault::AppendsInAnyOrder) => Box::new(commit.appends.iter().rev()),
-            _ => Box::new(commit.appends.iter()),
-        };
-        for (ordinal, append) in (0..).zip(appends) {
-            let entries = state.logs.entry(self.log(&append.log)).or_default();
-            let position = match self.fault {
-                Some(Fault::PositionsFromTheLogsEnd) => {
-                    Position::from_raw(entries.keys().next_back().map_or(1, |last| last.as_raw().0 + 1), 0)
-                }
-                _ => Position::from_raw(position, ordinal),
-            };
-            entries.insert(position, append.payload.clone());
-        }
-    }
-
-    async fn apply(&self, commit: &Commit) -> Result<Committed> {
-        if self.is(Fault::ChecksThenWrites) {
-            self.check(&self.state(), commit)?;
-            others_go_first().await;
-        }
-        let mut early = 0;
-        if self.is(Fault::PositionsAreTakenEarly) {
-            early = {
-                let mut state = self.state();
-                state.positions += 1;
-                state.positions
-            };
-            // The later the position, the shorter the way to the log.
-            for _ in 0..(early % 3) * 4 {
-                tokio::task::yield_now().await;
-            }
-        }
-        if self.is(Fault::WritesOneByOne) {
-            self.check(&self.state(), commit)?;
-            for write in &commit.writes {
-                self.apply_at_once(&Commit { writes: vec![write.clone()], ..Commit::new() }, 0)?;
-                others_go_first().await;
-            }
-            let rest = Commit { appends: commit.appends.clone(), ..Commit::new() };
-            return self.apply_at_once(&rest, 0);
-        }
-        self.apply_at_once(commit, early)
-    }
-
-    fn apply_at_once(&self, commit: &Commit, early: u64) -> Result<Committed> {
-        let mut state = self.state();
-        if self.is(Fault::AppendsDespiteFailedChecks) {
-            state.positions += 1;
-            let position = state.positions;
-            self.append(&mut state, commit, position);
-        }
-        if !self.is(Fault::WritesBeforeChecks) && !self.is(Fault::ChecksThenWrites) {
-            self.check(&state, commit)?;
-        }
-        state.before = (state.entries.clone(), state.logs.clone());
-        state.versions += 1;
-        let number = state.versions;
-        let judged = if self.is(Fault::WritesBeforeChecks) { self.check(&state, commit) } else { Ok(()) };
-        let mut version = number;
-        for write in &commit.writes {
-            version = self.write(&mut state, write, number)?;
-        }
-        judged?;
-        if !self.is(Fault::AppendsDespiteFailedChecks) {
-            let position = if early == 0 { state.positions + 1 } else { early };
-            state.positions = state.positions.max(position);
-            self.append(&mut state, commit, position);
-        }
-        Ok(Committed { version: Version::from_raw(version) })
-    }
-
     fn page(&self, entries: &Entries, range: &KeyRange, page: &PageRequest) -> Page {
         let inside = |key: &Key| {
             range.contains(key) || (self.is(Fault::ScanPassesItsEnd) && key.as_bytes() >= range.start())
@@ -323,7 +184,8 @@ impl BrokenStore {
             value: value.clone(),
             version: Version::from_raw(*version),
         };
-        let mut all: Vec<Entry> = entries.iter().filter(|(key, _)| inside(key)).map(entry).collect();
+        let from = Key::new(range.start().to_vec()).unwrap_or_else(|_| Key::new(vec![0]).unwrap());
+        let mut all: Vec<Entry> = entries.range(from..).filter(|(key, _)| inside(key)).map(entry).collect();
         let mut offset = 0;
         if let Some(after) = &page.after {
             offset = all.iter().filter(|entry| entry.key <= *after).count();
@@ -340,7 +202,12 @@ impl BrokenStore {
             }
             all.drain(..offset);
         }
-        let more = all.len() > page.limit || (self.is(Fault::FullPageClaimsMore) && all.len() == page.limit);
+        let mut limit = page.limit;
+        if self.is(Fault::OnePageIsAllThereIs) && all.len() > 500 && limit > 500 {
+            all.truncate(500);
+            limit = 500;
+        }
+        let more = all.len() > limit || (self.is(Fault::FullPageClaimsMore) && all.len() == page.limit);
         all.truncate(page.limit);
         let next = all.last().filter(|_| more).map(|last| last.key.clone());
         if let Some(next) = &next {
@@ -364,19 +231,27 @@ impl StateStore for BrokenStore {
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Entry>> {
+        let _whole = self.wholly().await;
         let found = self.readable().0.get(&self.key(key)).cloned();
         let found = found.or(self.is(Fault::AbsentReadsAsEmpty).then(|| (Bytes::new(), 0)));
-        Ok(found.map(|(value, version)| Entry {
+        let answer = found.map(|(value, version)| Entry {
             key: key.clone(),
             value,
             version: Version::from_raw(version),
-        }))
+        });
+        if self.is(Fault::DroppedReadsAreAnsweredNext) {
+            self.answers.lock().unwrap().push_back(answer);
+            tokio::task::yield_now().await;
+            return Ok(self.answers.lock().unwrap().pop_front().unwrap());
+        }
+        Ok(answer)
     }
 
     async fn scan(&self, range: &KeyRange, page: PageRequest) -> Result<Page> {
         if !self.is(Fault::AnyPageLimit) {
             validate_limit(page.limit)?;
         }
+        let _whole = self.wholly().await;
         let mut read = self.page(&self.readable().0, range, &page);
         if self.is(Fault::PageInTwoReads) {
             others_go_first().await;
@@ -397,6 +272,10 @@ impl StateStore for BrokenStore {
             if !self.is(Fault::NoHints) {
                 let _ = self.hints.send(key.clone());
             }
+            let waited_for = self.patient.lock().unwrap().clone();
+            for (_, subscriber) in waited_for.iter().filter(|(prefix, _)| key.starts_with(prefix)) {
+                let _ = subscriber.send(key.clone()).await;
+            }
         }
         Ok(committed)
     }
@@ -408,10 +287,13 @@ impl StateStore for BrokenStore {
         let log = self.log(log);
         let mine = |name: &Key| *name == log || (self.is(Fault::LogsByPrefix) && name.starts_with(&log));
         let logs = self.readable().1;
-        let read = logs.into_iter().filter(|(name, _)| mine(name)).flat_map(|(_, entries)| entries);
+        let read = logs.iter().filter(|(name, _)| mine(name));
         let mut read: Vec<LogEntry> = read
-            .filter(|(position, _)| *position > after)
-            .map(|(position, payload)| LogEntry { position, payload })
+            .flat_map(|(_, entries)| entries.range((Bound::Excluded(after), Bound::Unbounded)))
+            .filter(|(position, _)| {
+                !self.is(Fault::LogIsReadInWindows) || position.as_raw().0 <= after.as_raw().0 + 256
+            })
+            .map(|(position, payload)| LogEntry { position: *position, payload: payload.clone() })
             .collect();
         read.sort_by_key(|entry| entry.position);
         read.truncate(limit);
@@ -422,7 +304,7 @@ impl StateStore for BrokenStore {
     }
 
     async fn trim_log(&self, log: &Key, through: Position) -> Result<()> {
-        if let Some(entries) = self.state().logs.get_mut(&self.log(log)) {
+        if let Some(entries) = Arc::make_mut(&mut self.state().logs).get_mut(&self.log(log)) {
             entries.retain(|position, _| match self.fault {
                 Some(Fault::TrimKeepsItsPosition) => *position >= through,
                 Some(Fault::TrimTakesAll) => false,
@@ -433,6 +315,11 @@ impl StateStore for BrokenStore {
     }
 
     async fn changes(&self, prefix: &Key) -> Result<HintStream> {
+        if self.is(Fault::HintsWaitForTheirReader) {
+            let (sender, receiver) = mpsc::channel(16);
+            self.patient.lock().unwrap().push((prefix.clone(), sender));
+            return Ok(ReceiverStream::new(receiver).map(Hint::Changed).boxed());
+        }
         let (prefix, everyone) = (prefix.clone(), self.is(Fault::HintsForEveryone));
         let hints = BroadcastStream::new(self.hints.subscribe()).filter_map(move |received| {
             let hint = match received {

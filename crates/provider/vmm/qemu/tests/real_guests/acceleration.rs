@@ -10,7 +10,7 @@ use flames_vmm::{GuestStream, Phase, SecretBytes, Usability, VmDriver};
 use flames_vmm_qemu::{Acceleration, AgentProbe, Deadlines, QemuConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Host, name, phase, running, talk};
+use crate::support::{Host, PATIENCE, name, phase, running, talk};
 
 /// The test guest's agent echoes.
 #[derive(Debug, Default)]
@@ -76,6 +76,56 @@ pub(crate) async fn a_kernel_is_tried_under_kvm_once_and_the_outcome_kept(host: 
     // And what was decided runs.
     driver.start(&incarnation, flames_vmm::StartFrom::Boot, false).await.unwrap();
     talk(&driver, &incarnation).await;
+}
+
+/// Listens for a guest that never says anything.
+#[derive(Debug)]
+struct Deaf;
+
+#[async_trait]
+impl AgentProbe for Deaf {
+    fn guest_config(&self) -> SecretBytes {
+        SecretBytes(b"only a try\n".to_vec())
+    }
+
+    async fn first_message(&self, _stream: GuestStream, _guest_config: &SecretBytes) -> Result<()> {
+        std::future::pending().await
+    }
+}
+
+async fn eventually(what: &str, is: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !is() {
+        assert!(tokio::time::Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) async fn a_try_is_told_of_holds_nobody_up_and_takes_its_machine_along_when_given_up(host: &Host) {
+    let config = QemuConfig {
+        acceleration: Acceleration::Auto,
+        probe: Some(Arc::new(Deaf)),
+        deadlines: Deadlines { probe: Duration::from_secs(120), ..Deadlines::default() },
+        ..host.config()
+    };
+    let driver = Arc::new(host.driver_with(config));
+    assert_eq!(driver.waited_for(), None);
+    let (trying, spec) = (Arc::clone(&driver), host.spec());
+    let incarnation = name("inc_waits");
+    let (preparing, of) = (Arc::clone(&driver), incarnation.clone());
+    let prepare = tokio::spawn(async move { preparing.prepare(&of, &spec).await.map(drop) });
+    eventually("the try runs", || host.monitors() == 1).await;
+    let told = driver.waited_for().unwrap();
+    assert!(told.contains("KVM") && told.contains("at most 120 s"), "{told}");
+    let other = host.driver();
+    assert!(other.adopt().await.unwrap().is_empty());
+    assert_eq!(host.monitors(), 1, "a try under way is not taken for left behind");
+
+    prepare.abort();
+    assert!(prepare.await.unwrap_err().is_cancelled());
+    eventually("its machine is gone", || host.monitors() == 0).await;
+    eventually("its folder is gone", || host.residue().is_empty()).await;
+    assert_eq!(trying.waited_for(), None);
 }
 
 pub(crate) async fn without_a_listener_for_the_agent_there_is_no_kvm(host: &Host) {

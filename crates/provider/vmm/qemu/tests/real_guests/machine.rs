@@ -80,7 +80,8 @@ pub(crate) async fn a_balloon_takes_memory_and_leaves_enough(host: &Host) {
     talk(&*driver, &incarnation).await;
     driver.update(&incarnation, &Update::BalloonMib(8)).await.unwrap();
     driver.update(&incarnation, &Update::BalloonMib(0)).await.unwrap();
-    let error = driver.update(&incarnation, &Update::BalloonMib(60)).await.unwrap_err();
+    let error =
+        driver.update(&incarnation, &Update::BalloonMib(host.spec().memory_mib - 4)).await.unwrap_err();
     assert_eq!((error.kind(), error.field()), (ErrorKind::InvalidInput, Some("balloon_mib")));
     talk(&*driver, &incarnation).await;
 }

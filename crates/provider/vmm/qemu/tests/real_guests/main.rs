@@ -54,6 +54,7 @@ fn main() -> ExitCode {
             a_snapshot_of_another_machine_is_refused_with_the_reason;
         acceleration:
             a_kernel_is_tried_under_kvm_once_and_the_outcome_kept if kvm_device,
+            a_try_is_told_of_holds_nobody_up_and_takes_its_machine_along_when_given_up if kvm_device,
             without_a_listener_for_the_agent_there_is_no_kvm,
             without_qemu_the_driver_says_what_to_install;
         vsock:

@@ -5,6 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use flames_image::kernel::{GUEST_MODULES, ordered_modules};
+
 use super::{find, made_once};
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -20,6 +22,9 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 # A kernel that found no /dev/console in the initramfs has opened none.
 exec </dev/console >/dev/console 2>&1
+while read -r module; do insmod "$module" || echo "insmod $module failed"; done < /modules.list
+# A driver that was just loaded finds its devices on its own time.
+[ -s /modules.list ] && while [ ! -e /sys/block/vda/serial ] && [ $((tries=tries+1)) -lt 100 ]; do usleep 20000; done
 for disk in /sys/block/vd*; do
     [ -e $disk/serial ] || continue
     echo "disk ${disk##*/} $(cat $disk/serial) read_only=$(cat $disk/ro) size=$(cat $disk/size)"
@@ -83,6 +88,19 @@ pub(crate) fn kernel() -> PathBuf {
     })
 }
 
+/// The modules that the test kernel needs, in the order in which they must be loaded.
+fn modules() -> Vec<PathBuf> {
+    std::env::var_os("FLAMES_TEST_KERNEL_MODULES")
+        .map(|folder| ordered_modules(Path::new(&folder), &GUEST_MODULES).unwrap())
+        .unwrap_or_default()
+}
+
+/// How much memory the test kernel needs.
+pub(crate) fn memory_mib() -> u64 {
+    // A distribution's kernel unpacks itself, and has a bigger initramfs.
+    if modules().is_empty() { 64 } else { 192 }
+}
+
 pub(crate) fn initramfs() -> PathBuf {
     with_files("init", &[])
 }
@@ -95,11 +113,18 @@ pub(crate) fn initramfs_with(name: &str, program: &Path) -> PathBuf {
 fn with_files(name: &str, more: &[(&str, &[u8])]) -> PathBuf {
     let busybox = std::fs::read(BUSYBOX).unwrap();
     let mut archive = Archive::default();
-    for folder in ["bin", "dev", "proc", "sys"] {
+    for folder in ["bin", "dev", "modules", "proc", "sys"] {
         archive.add(folder, 0o040_755, &[]);
     }
     archive.add("bin/busybox", 0o100_755, &busybox);
     archive.add("init", 0o100_755, INIT.as_bytes());
+    let mut list = String::new();
+    for module in modules() {
+        let path = format!("modules/{}", module.file_name().unwrap().to_str().unwrap());
+        archive.add(&path, 0o100_644, &std::fs::read(module).unwrap());
+        list.push_str(&format!("/{path}\n"));
+    }
+    archive.add("modules.list", 0o100_644, list.as_bytes());
     for (path, bytes) in more {
         archive.add(path, 0o100_755, bytes);
     }

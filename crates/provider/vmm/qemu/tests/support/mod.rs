@@ -91,7 +91,7 @@ impl Host {
     pub(crate) fn spec(&self) -> MachineSpec {
         MachineSpec {
             vcpus: 1,
-            memory_mib: 64,
+            memory_mib: guest::memory_mib(),
             boot: BootSource {
                 kernel: guest::kernel(),
                 initramfs: Some(guest::initramfs()),

@@ -1,0 +1,137 @@
+//! The settings of this process and its host.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use flames_model::VmName;
+
+use super::keys::Section;
+use super::problem::Problem;
+use super::{Settings, Source};
+use crate::args::parse;
+
+/// What `flames up` runs with, its providers apart.
+#[derive(Debug, Clone)]
+#[cfg_attr(not(feature = "qemu"), allow(dead_code, reason = "only real machines boot"))]
+pub(crate) struct UpConfig {
+    /// Where the HTTP API is served.
+    pub(crate) listen: SocketAddr,
+    /// Everything is in memory and in a folder that is removed at the end.
+    pub(crate) ephemeral: bool,
+    pub(crate) driver: Driver,
+    #[cfg(feature = "qemu")]
+    pub(crate) accel: Accel,
+    pub(crate) qemu: PathBuf,
+    pub(crate) kernel: Option<PathBuf>,
+    pub(crate) kernel_modules: Option<PathBuf>,
+    pub(crate) agent: Option<PathBuf>,
+    pub(crate) initramfs: Option<PathBuf>,
+    pub(crate) name: VmName,
+    pub(crate) host_labels: Vec<(String, String)>,
+    pub(crate) capacity_cpus: Option<u64>,
+    /// MiB.
+    pub(crate) capacity_memory: Option<u64>,
+    /// MiB.
+    pub(crate) capacity_disk: Option<u64>,
+    pub(crate) capacity_vms: Option<u64>,
+    pub(crate) on_exit: OnExit,
+    /// A level, or tracing's filter syntax.
+    pub(crate) log: String,
+    pub(crate) log_format: LogFormat,
+}
+
+/// What runs the VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Driver {
+    /// Real guests, by QEMU's microvm machine.
+    Qemu,
+    /// Guests that only pretend.
+    Simulated,
+}
+
+/// What runs the guests' processors.
+#[cfg(feature = "qemu")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Accel {
+    /// KVM for kernels that were seen to boot under it here, emulation for others.
+    Auto,
+    /// KVM, untried.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+/// What becomes of running VMs at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnExit {
+    /// They run on, and the next `flames up` takes them up.
+    Leave,
+    /// They are stopped.
+    Stop,
+}
+
+/// How is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// Lines of JSON.
+    Json,
+}
+
+impl UpConfig {
+    pub(crate) fn of(settings: &Settings) -> Result<Self, Problem> {
+        let wrong = |setting: &'static str, sentence: String| Problem::new(Section::Host, setting, sentence);
+        let text = |path: &str| settings.text(path).unwrap_or_default();
+        let (kernel, modules) = (settings.path("kernel"), settings.path("kernel_modules"));
+        let (agent, initramfs) = (settings.path("agent"), settings.path("initramfs"));
+        if modules.is_some() && kernel.is_none() {
+            return Err(wrong(
+                "kernel_modules",
+                "it is of no use without `kernel`: give that too.".to_owned(),
+            ));
+        }
+        // What an initramfs of one's own makes needless is a mistake only where it was said in the same place.
+        let same = |setting: &'static str| {
+            (settings.text(setting).is_some()
+                && same_place(&settings.source(setting), &settings.source("initramfs")))
+            .then(|| wrong(setting, "`initramfs` holds it already: leave one of the two out.".to_owned()))
+        };
+        if initramfs.is_some()
+            && let Some(problem) = same("agent").or_else(|| same("kernel_modules"))
+        {
+            return Err(problem);
+        }
+        let labels =
+            settings.list("host_labels").iter().map(|pair| parse::pair(pair)).collect::<Result<_, _>>();
+        Ok(Self {
+            listen: parse::loopback(text("listen")).map_err(|sentence| wrong("listen", sentence))?,
+            ephemeral: settings.is_ephemeral(),
+            driver: if text("driver") == "simulated" { Driver::Simulated } else { Driver::Qemu },
+            #[cfg(feature = "qemu")]
+            accel: match text("accel") {
+                "kvm" => Accel::Kvm,
+                "tcg" => Accel::Tcg,
+                _ => Accel::Auto,
+            },
+            qemu: PathBuf::from(text("qemu")),
+            kernel,
+            kernel_modules: modules,
+            agent,
+            initramfs,
+            name: VmName::new(text("name")).map_err(|error| wrong("name", error.message().to_owned()))?,
+            host_labels: labels.map_err(|sentence| wrong("host_labels", sentence))?,
+            capacity_cpus: settings.number("capacity_cpus"),
+            capacity_memory: settings.number("capacity_memory"),
+            capacity_disk: settings.number("capacity_disk"),
+            capacity_vms: settings.number("capacity_vms"),
+            on_exit: if text("on_exit") == "stop" { OnExit::Stop } else { OnExit::Leave },
+            log: text("log").to_owned(),
+            log_format: if text("log_format") == "json" { LogFormat::Json } else { LogFormat::Text },
+        })
+    }
+}
+
+fn same_place(one: &Source, other: &Source) -> bool {
+    one.rank() == other.rank()
+}

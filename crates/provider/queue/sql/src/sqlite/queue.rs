@@ -1,0 +1,409 @@
+//! The queue.
+
+use std::fmt;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use flames_clock::{Clock, ClockExt, RandomExt, SystemRandom, Timestamp};
+use flames_error::{Error, ErrorKind, Result};
+use flames_queue::{
+    EnqueueOptions, Enqueued, Job, JobId, Lease, LeaseToken, ParkedPage, Topic, TopicStats, WakeupStream,
+    WorkQueue, WorkerId,
+};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Connection};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::error::{not_applied, not_opened};
+use super::schema::{self, Found};
+use super::time::LeaseClock;
+use super::writer::{Done, Operation, QUEUE, Request, Writer};
+use super::{dialect, sql};
+use crate::DEFAULT_PARKED_RETENTION;
+use crate::hints::Hints;
+use crate::text::{FORGET_STEP, Statements};
+use crate::values::{self, Delivery, check_count, check_lease, kept_reason, milliseconds, not_before};
+
+/// The size of a page of the file: SQLite's default, named since [`SqliteQueueConfig::max_bytes`] is counted in it.
+const PAGE_SIZE: u32 = 4_096;
+/// What the `-wal` file is cut back to when a checkpoint has emptied it.
+const WAL_LIMIT_BYTES: u32 = 64 * 1024 * 1024;
+/// What is kept behind [`SqliteQueueConfig::max_bytes`], for what goes on when no more jobs are taken in.
+const SPARE_BYTES: u64 = 4 * 1024 * 1024;
+/// How often old parked jobs are looked for.
+const FORGET_EVERY: Duration = Duration::from_secs(600);
+
+/// How to open a queue.
+#[derive(Debug, Clone)]
+pub struct SqliteQueueConfig {
+    /// The file. It is made when it is not there; its folder must be. No other database may be in it.
+    pub path: PathBuf,
+    /// How long an operation may take. A read, or an operation that the writer could not take in, is `Unavailable` or `Exhausted` then; one
+    /// that it has is `OutcomeUnknown`.
+    pub operation_deadline: Duration,
+    /// How large the file may become, in bytes (the `-wal` file beside it apart); none: as large as the disk allows. Behind it, an enqueue is
+    /// `Exhausted`, while jobs are still taken and settled; enqueues that come together may pass it by up to 4 MiB.
+    pub max_bytes: Option<u64>,
+    /// How long parked jobs are kept; none: until they are requeued.
+    pub parked_retention: Option<Duration>,
+    /// Whether what was answered survives that the machine loses its power (`synchronous = FULL`). If not, a crash of the process still
+    /// loses nothing, and each transaction costs no fsync.
+    pub survives_power_loss: bool,
+}
+
+impl SqliteQueueConfig {
+    /// The file at `path` with the defaults: 10 seconds, no limit of size, 14 days, and it survives a loss of power.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            operation_deadline: Duration::from_secs(10),
+            max_bytes: None,
+            parked_retention: Some(DEFAULT_PARKED_RETENTION),
+            survives_power_loss: true,
+        }
+    }
+
+    fn options(&self) -> SqliteConnectOptions {
+        SqliteConnectOptions::new()
+            .filename(&self.path)
+            .page_size(PAGE_SIZE)
+            // Less than the deadline, so that a lock held by another process is told as such, and not as an unknown outcome.
+            .busy_timeout(self.operation_deadline / 2)
+            .disable_statement_logging()
+    }
+
+    fn writer_options(&self) -> SqliteConnectOptions {
+        let synchronous =
+            if self.survives_power_loss { SqliteSynchronous::Full } else { SqliteSynchronous::Normal };
+        let options = self
+            .options()
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(synchronous)
+            .pragma("journal_size_limit", WAL_LIMIT_BYTES.to_string());
+        match self.max_bytes {
+            // What takes and settles jobs needs room as well.
+            Some(bytes) => options.pragma("max_page_count", (pages(bytes) + pages(SPARE_BYTES)).to_string()),
+            None => options,
+        }
+    }
+}
+
+/// How many pages so many bytes are; at least 1.
+fn pages(bytes: u64) -> u64 {
+    (bytes / u64::from(PAGE_SIZE)).max(1)
+}
+
+/// A WorkQueue in one SQLite file. See the crate's docs.
+///
+/// Several processes may open one file: the write lock is SQLite's. Hints reach only the same process.
+///
+/// Dropped without [`SqliteQueue::close`], it leaves the file as a crash would: whole, with everything that was answered.
+pub struct SqliteQueue {
+    path: PathBuf,
+    clock: Arc<dyn Clock>,
+    operation_deadline: Duration,
+    epoch: i64,
+    time: Arc<LeaseClock>,
+    statements: Arc<Statements>,
+    requests: mpsc::Sender<Request>,
+    closing: Arc<Notify>,
+    tasks: Mutex<Option<Tasks>>,
+    readers: SqlitePool,
+    hints: Arc<Hints>,
+    transactions: Arc<AtomicU64>,
+}
+
+struct Tasks {
+    writer: JoinHandle<()>,
+    forgetter: Option<JoinHandle<()>>,
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.writer.abort();
+        if let Some(forgetter) = &self.forgetter {
+            forgetter.abort();
+        }
+    }
+}
+
+impl SqliteQueue {
+    /// Opens the file, or makes it. Must be called within a tokio runtime, on which the writer then runs. Leases are judged by the
+    /// monotonic time of `clock`, delays by its wall time.
+    ///
+    /// Errors: `NotSupported` when a newer version of Flames wrote the file, `InvalidInput` when it is another program's database (in
+    /// both cases nothing is changed), `Corrupt` when it is no database or damaged, `Unavailable` when it cannot be opened, `Exhausted`
+    /// when there is no room for it.
+    pub async fn open(config: SqliteQueueConfig, clock: Arc<dyn Clock>) -> Result<Self> {
+        make_private_file(&config.path).await?;
+        let failed = |error| not_opened(&config.path, not_applied(schema::OPERATION, error));
+        // Without WAL: switching a file to it changes the file, so first see whether it is ours.
+        let mut connection = config.options().connect().await.map_err(failed)?;
+        let found = schema::inspect(&mut connection, &config.path).await;
+        connection.close().await.map_err(failed)?;
+        let found = found?;
+
+        let options = config.writer_options();
+        let mut connection = options.connect().await.map_err(failed)?;
+        if found == Found::Empty {
+            // Positive, so that it reads well in a token.
+            let epoch = i64::try_from(SystemRandom.next_u64() >> 2).unwrap_or(1);
+            schema::create(&mut connection, &config.path, epoch).await?;
+        }
+        let (epoch, newest_lease) = schema::read(&mut connection, &config.path).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(2)
+            .acquire_timeout(config.operation_deadline)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .test_before_acquire(false)
+            .connect_lazy_with(config.options().pragma("query_only", "ON"));
+        let (requests, receiver) = mpsc::channel(QUEUE);
+        let closing = Arc::new(Notify::new());
+        let hints = Arc::new(Hints::default());
+        let transactions = Arc::new(AtomicU64::new(0));
+        let statements = Arc::new(dialect().statements());
+        let time = Arc::new(LeaseClock::new(Arc::clone(&clock), newest_lease));
+        let writer = Writer {
+            requests: receiver,
+            closing: Arc::clone(&closing),
+            hints: Arc::clone(&hints),
+            statements: Arc::clone(&statements),
+            time: Arc::clone(&time),
+            epoch,
+            transactions: Arc::clone(&transactions),
+            max_pages: config.max_bytes.map(pages),
+            options,
+            connection: Some(connection),
+        };
+        let forgetter = config
+            .parked_retention
+            .map(|retention| tokio::spawn(forget_parked(requests.clone(), Arc::clone(&clock), retention)));
+        let tasks = Tasks { writer: tokio::spawn(writer.run()), forgetter };
+        Ok(Self {
+            path: config.path,
+            clock,
+            operation_deadline: config.operation_deadline,
+            epoch,
+            time,
+            statements,
+            requests,
+            closing,
+            tasks: Mutex::new(Some(tasks)),
+            readers,
+            hints,
+            transactions,
+        })
+    }
+
+    /// Carries out what was handed in, then closes the file. Afterwards every operation is `Unavailable`, and hints end. A second call does
+    /// nothing.
+    ///
+    /// Errors: `Unavailable` when it does not end within twice the operations' deadline; the file is then left as by a crash.
+    pub async fn close(&self) -> Result<()> {
+        const OPERATION: &str = "queue.close";
+        self.closing.notify_one();
+        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let work = async {
+            // Readers first: the last connection to close moves the contents of the `-wal` file into the file itself.
+            self.readers.close().await;
+            let Some(mut tasks) = tasks else { return Ok(()) };
+            let ended = (&mut tasks.writer).await;
+            ended.map_err(|error| Error::internal(OPERATION, "the writer failed").with_source(error))
+        };
+        let limit = self.operation_deadline.saturating_mul(2);
+        self.clock.timeout(limit, work).await.unwrap_or_else(|late| {
+            Err(Error::unavailable(OPERATION, "operations are still under way").with_source(late))
+        })
+    }
+
+    /// Stops at once, in the middle of whatever is under way, as a crash of the process does: operations that were handed in are of unknown
+    /// outcome, and later ones are `Unavailable`. The file is whole, with everything that was answered.
+    pub fn abandon(&self) {
+        drop(self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    async fn read<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        self.clock.timeout(self.operation_deadline, work).await.unwrap_or_else(|late| {
+            Err(Error::unavailable(operation, "the read took too long").with_source(late))
+        })
+    }
+
+    /// Hands an operation to the writer and waits for what comes of it.
+    async fn request(&self, operation: Operation) -> Result<Done> {
+        let name = operation.name();
+        let (answer, outcome) = oneshot::channel();
+        let started = self.clock.monotonic();
+        let sent = self.requests.send(Request { operation, answer });
+        match self.clock.timeout(self.operation_deadline, sent).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(Error::unavailable(name, "the queue is closed")),
+            Err(late) => {
+                return Err(Error::new(ErrorKind::Exhausted, name, "too many operations are waiting")
+                    .with_source(late));
+            }
+        }
+        let unknown = |message| Error::new(ErrorKind::OutcomeUnknown, name, message);
+        let left = self.operation_deadline.saturating_sub(self.clock.monotonic().saturating_since(started));
+        match self.clock.timeout(left, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(unknown("the writer ended without an answer")),
+            Err(late) => Err(unknown("the writer did not answer in time").with_source(late)),
+        }
+    }
+
+    async fn settle(&self, operation: Operation) -> Result<()> {
+        let name = operation.name();
+        match self.request(operation).await? {
+            Done::Settled => Ok(()),
+            other => Err(of_another_kind(name, &other)),
+        }
+    }
+}
+
+fn of_another_kind(operation: &'static str, done: &Done) -> Error {
+    Error::internal(operation, "the writer answered something else")
+        .with_context("answer", format!("{done:?}"))
+}
+
+/// Has old parked jobs forgotten, now and then, until the queue is gone.
+async fn forget_parked(requests: mpsc::Sender<Request>, clock: Arc<dyn Clock>, retention: Duration) {
+    let older_than = milliseconds(retention);
+    loop {
+        let (answer, outcome) = oneshot::channel();
+        if requests.send(Request { operation: Operation::Forget { older_than }, answer }).await.is_err() {
+            return;
+        }
+        match outcome.await {
+            Ok(Ok(Done::Forgot(count))) if i64::try_from(count).is_ok_and(|count| count >= FORGET_STEP) => {
+                continue;
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "old parked jobs could not be forgotten; trying again later")
+            }
+            _ => {}
+        }
+        clock.sleep(FORGET_EVERY).await;
+    }
+}
+
+/// Makes the file, for its owner alone, where there is none. An existing one is not opened here: closing a file gives up all
+/// locks that this process has on it (<https://www.sqlite.org/howtocorrupt.html>, section 2.2).
+async fn make_private_file(path: &Path) -> Result<()> {
+    match tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => {
+            let kind = match error.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::Exhausted,
+                _ => ErrorKind::Unavailable,
+            };
+            let error =
+                Error::new(kind, schema::OPERATION, "the queue file cannot be made").with_source(error);
+            Err(not_opened(path, error))
+        }
+    }
+}
+
+impl fmt::Debug for SqliteQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteQueue")
+            .field("path", &self.path)
+            .field("transactions", &self.transactions.load(Ordering::Relaxed))
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl WorkQueue for SqliteQueue {
+    fn name(&self) -> &'static str {
+        "sqlite"
+    }
+
+    async fn enqueue(&self, topic: &Topic, payload: Bytes, options: EnqueueOptions) -> Result<Enqueued> {
+        options.validate(&payload)?;
+        match self.request(Operation::Enqueue { topic: topic.clone(), payload, options }).await? {
+            Done::Enqueued(enqueued) => Ok(enqueued),
+            other => Err(of_another_kind("queue.enqueue", &other)),
+        }
+    }
+
+    async fn dequeue(
+        &self,
+        topic: &Topic,
+        worker: &WorkerId,
+        max: usize,
+        lease: Duration,
+    ) -> Result<Vec<Job>> {
+        let max = check_count("queue.dequeue", "max", max)?;
+        let lease = check_lease("queue.dequeue", lease)?;
+        let operation = Operation::Dequeue { topic: topic.clone(), worker: worker.clone(), max, lease };
+        match self.request(operation).await? {
+            Done::Taken(jobs) => Ok(jobs),
+            other => Err(of_another_kind("queue.dequeue", &other)),
+        }
+    }
+
+    async fn extend(&self, lease: &LeaseToken, lease_for: Duration) -> Result<Lease> {
+        let length = check_lease("queue.extend", lease_for)?;
+        let delivery = Delivery::of("queue.extend", lease, self.epoch)?;
+        let operation = Operation::Extend { token: lease.clone(), delivery, lease: length };
+        match self.request(operation).await? {
+            Done::Extended(lease) => Ok(lease),
+            other => Err(of_another_kind("queue.extend", &other)),
+        }
+    }
+
+    async fn ack(&self, lease: &LeaseToken) -> Result<()> {
+        let delivery = Delivery::of("queue.ack", lease, self.epoch)?;
+        self.settle(Operation::Ack { token: lease.clone(), delivery }).await
+    }
+
+    async fn nack(&self, lease: &LeaseToken, retry_at: Timestamp) -> Result<()> {
+        let delivery = Delivery::of("queue.nack", lease, self.epoch)?;
+        let retry_at = not_before(retry_at);
+        self.settle(Operation::Nack { token: lease.clone(), delivery, retry_at }).await
+    }
+
+    async fn park(&self, lease: &LeaseToken, reason: &str) -> Result<()> {
+        let delivery = Delivery::of("queue.park", lease, self.epoch)?;
+        let reason = kept_reason(reason).to_owned();
+        self.settle(Operation::Park { token: lease.clone(), delivery, reason }).await
+    }
+
+    async fn parked(&self, topic: &Topic, after: Option<&JobId>, limit: usize) -> Result<ParkedPage> {
+        const OPERATION: &str = "queue.parked";
+        let rows = check_count(OPERATION, "limit", limit)?;
+        let start = values::page_start(OPERATION, after)?;
+        let read = sql::parked(&self.readers, &self.statements, topic, start, rows + 1);
+        values::parked_page(OPERATION, self.read(OPERATION, read).await?, limit)
+    }
+
+    async fn requeue(&self, topic: &Topic, job: &JobId) -> Result<()> {
+        self.settle(Operation::Requeue { topic: topic.clone(), job: job.clone() }).await
+    }
+
+    async fn stats(&self, topic: &Topic) -> Result<TopicStats> {
+        let read = sql::stats(&self.readers, &self.statements, topic, self.time.now());
+        self.read("queue.stats", read).await.map(values::stats)
+    }
+
+    async fn wakeups(&self, topic: &Topic) -> Result<WakeupStream> {
+        if self.requests.is_closed() {
+            return Err(Error::unavailable("queue.wakeups", "the queue is closed"));
+        }
+        Ok(self.hints.subscribe(topic))
+    }
+}
