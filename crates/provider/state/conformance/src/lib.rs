@@ -6,8 +6,9 @@
 //! ```
 //! # use std::sync::Arc;
 //! # use flames_state_conformance::{Fixture, Harness, Volatile};
-//! # fn open() -> Arc<dyn flames_state::StateStore> { unimplemented!() }
-//! struct Memory;
+//! # use flames_state::StateStore;
+//! /// With how the adapter is opened.
+//! struct Memory(fn() -> Arc<dyn StateStore>);
 //!
 //! #[async_trait::async_trait]
 //! impl Harness for Memory {
@@ -15,13 +16,12 @@
 //!         "memory"
 //!     }
 //!     async fn fresh(&self) -> Box<dyn Fixture> {
-//!         Box::new(Volatile(open()))
+//!         Box::new(Volatile((self.0)()))
 //!     }
 //! }
 //!
-//! fn main() -> std::process::ExitCode {
-//!     # if true { return std::process::ExitCode::SUCCESS }
-//!     flames_state_conformance::run(Memory)
+//! fn suite(open: fn() -> Arc<dyn StateStore>) -> std::process::ExitCode {
+//!     flames_state_conformance::run(Memory(open))
 //! }
 //! ```
 //!
