@@ -61,6 +61,23 @@ impl Bar {
     }
 }
 
+impl Bar {
+    fn goal(&self) -> String {
+        let sign = if self.side == Side::AtLeast { "≥" } else { "≤" };
+        format!("{sign} {}", digits(self.bar))
+    }
+
+    fn verdict(&self) -> &'static str {
+        if self.passed { "met" } else { "MISSED" }
+    }
+}
+
+impl fmt::Display for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:6} {}: {} ({})", self.verdict(), self.name, digits(self.measured), self.goal())
+    }
+}
+
 /// All that a harness found.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Report {
@@ -94,6 +111,7 @@ impl Report {
     }
 
     /// With what was not measured.
+    #[cfg(feature = "providers")]
     pub(crate) fn with_skipped(mut self, skipped: Vec<String>) -> Self {
         self.skipped = skipped;
         self
@@ -140,13 +158,11 @@ impl fmt::Display for Report {
         let mut table = Table::new();
         table.load_style(presets::ASCII_MARKDOWN).set_header(["bar", "goal", "measured", "verdict"]);
         for bar in &self.bars {
-            let sign = if bar.side == Side::AtLeast { "≥" } else { "≤" };
-            let verdict = if bar.passed { "met" } else { "MISSED" };
             table.add_row([
                 Cell::new(&bar.name),
-                right(format!("{sign} {}", digits(bar.bar))),
+                right(bar.goal()),
                 right(digits(bar.measured)),
-                Cell::new(verdict),
+                Cell::new(bar.verdict()),
             ]);
         }
         write!(f, "\n{table}")?;

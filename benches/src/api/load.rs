@@ -62,7 +62,7 @@ pub(crate) struct Load {
 pub(crate) fn create() -> CreateVm {
     let mut create = CreateVm::new(IMAGE);
     create.labels = [("team".to_owned(), "bench".to_owned())].into();
-    create.spec.command = Some(vec!["/bin/sh".to_owned(), "-c".to_owned(), "sleep infinity".to_owned()]);
+    create.spec.command = Some(vec!["sleep".to_owned(), "infinity".to_owned()]);
     create.spec.env = [("LANG".to_owned(), "C.UTF-8".to_owned())].into();
     create
 }

@@ -300,3 +300,17 @@ impl Bench<'_> {
         Ok((Section { title, key: "existing", rows }, bar))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What it measures is told by a long run alone; that every VM of a short one comes to run is told here.
+    #[test]
+    fn a_short_run_measures_to_its_end() {
+        let arguments = ApiArguments { rounds: 1, window_ms: 20, vms: 8, few: 2, many: 4 };
+        let report = run(&arguments).unwrap();
+        assert_eq!((report.sections.len(), report.bars.len()), (3, 4));
+        assert!(report.bars.iter().all(|bar| bar.measured > 0.0), "{:?}", report.bars);
+    }
+}

@@ -4,18 +4,21 @@ use bytes::Bytes;
 use flames_error::Result;
 use flames_state::{Entry, Key, KeyRange, LogEntry, Position, Version};
 use futures::TryStreamExt;
-use sqlx::sqlite::{SqliteArguments, SqlitePool};
-use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
+use sqlx::error::BoxDynError;
+use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
+use sqlx::{Arguments as _, AssertSqlSafe, Row as _, SqliteConnection};
 
 use crate::error::{corrupt, not_applied};
-
-type Query<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
 
 /// At how many bytes of keys and values a page ends before it has as many entries as asked.
 const PAGE_BYTES: usize = 8 * 1024 * 1024;
 
 /// The sizes in which rows go into one statement: few, so that each statement is prepared once.
 const GROUP_SIZES: [usize; 4] = [64, 16, 4, 1];
+
+/// Up to how many statements go to the connection's thread together. Each text is prepared once and kept, so there must not be too many
+/// of them: a large batch sends its statements one by one.
+const STATEMENTS_TOGETHER: usize = 8;
 
 /// SQLite counts in i64. No counter of ours reaches its end, so beyond it is behind everything.
 pub(crate) fn to_sql(number: u64) -> i64 {
@@ -35,79 +38,112 @@ fn groups<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
     })
 }
 
-/// Runs `before row, row, … after` for all rows, group by group.
-async fn execute_in_groups<T>(
-    connection: &mut SqliteConnection,
-    [before, row, after]: [&str; 3],
-    rows: &[T],
-    bind: impl for<'q> Fn(Query<'q>, &T) -> Query<'q>,
-) -> sqlx::Result<()> {
-    for group in groups(rows) {
-        // Made of constants; all data is bound.
-        let statement = format!("{before}{}{after}", vec![row; group.len()].join(","));
-        group.iter().fold(sqlx::query(AssertSqlSafe(statement)), &bind).execute(&mut *connection).await?;
+/// Statements that are run in order. They are made of constants, and all data is bound.
+struct Script {
+    /// Whether all go to the connection's thread at once: for a short commit, the way there and back is most of what a statement costs.
+    together: bool,
+    parts: Vec<(String, SqliteArguments)>,
+}
+
+impl Script {
+    /// For so many statements.
+    fn of(statements: usize) -> Self {
+        Self { together: statements <= STATEMENTS_TOGETHER, parts: Vec::new() }
     }
-    Ok(())
+
+    /// Adds a statement; answers where its data is bound.
+    fn push(&mut self, statement: &str) -> &mut SqliteArguments {
+        match self.parts.last_mut().filter(|_| self.together) {
+            Some((text, _)) => {
+                text.push(';');
+                text.push_str(statement);
+            }
+            None => self.parts.push((statement.to_owned(), SqliteArguments::default())),
+        }
+        let last = self.parts.len() - 1;
+        &mut self.parts[last].1
+    }
+
+    /// Adds `before row, row, … after` for all rows, group by group.
+    fn push_groups<T>(
+        &mut self,
+        [before, row, after]: [&str; 3],
+        rows: &[T],
+        bind: impl Fn(&mut SqliteArguments, &T) -> Result<(), BoxDynError>,
+    ) -> sqlx::Result<()> {
+        for group in groups(rows) {
+            let arguments = self.push(&format!("{before}{}{after}", vec![row; group.len()].join(",")));
+            group.iter().try_for_each(|row| bind(arguments, row)).map_err(sqlx::Error::Encode)?;
+        }
+        Ok(())
+    }
+
+    /// Runs all and answers all their rows.
+    async fn run(self, connection: &mut SqliteConnection) -> sqlx::Result<Vec<SqliteRow>> {
+        let mut rows = Vec::new();
+        for (text, arguments) in self.parts {
+            let query = sqlx::query_with(AssertSqlSafe(text), arguments);
+            rows.extend(query.fetch_all(&mut *connection).await?);
+        }
+        Ok(rows)
+    }
 }
 
-/// Reserves `count` numbers and answers the first.
-pub(crate) async fn reserve_numbers(connection: &mut SqliteConnection, count: usize) -> sqlx::Result<u64> {
-    let count = i64::try_from(count).unwrap_or(i64::MAX);
-    let last: i64 = sqlx::query_scalar("UPDATE counter SET value = value + ? WHERE id = 0 RETURNING value")
-        .bind(count)
-        .fetch_one(connection)
-        .await?;
-    Ok(u64::try_from(last - count + 1).unwrap_or(0))
-}
-
-/// The keys among `keys` that are there, with the number of the commit that wrote them last.
-pub(crate) async fn versions(
+/// Begins a transaction that may write, reserves `count` numbers, and looks up which of `keys` are there. Answers the first number, and each key
+/// that is there with the number of the commit that wrote it last.
+pub(crate) async fn begin(
     connection: &mut SqliteConnection,
+    count: usize,
     keys: &[&Key],
-) -> sqlx::Result<Vec<(Vec<u8>, i64)>> {
-    let mut found = Vec::with_capacity(keys.len());
-    for group in groups(keys) {
-        let marks = vec!["?"; group.len()].join(",");
-        let statement = AssertSqlSafe(format!("SELECT key, version FROM entry WHERE key IN ({marks})"));
-        let query =
-            group.iter().fold(sqlx::query_as(statement), |query, key| query.bind(key.as_bytes().to_vec()));
-        found.extend(query.fetch_all(&mut *connection).await?);
-    }
-    Ok(found)
+) -> sqlx::Result<(u64, Vec<(Vec<u8>, i64)>)> {
+    let mut script = Script::of(2 + groups(keys).count());
+    script.push("BEGIN IMMEDIATE");
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    let arguments = script.push("UPDATE counter SET value = value + ? WHERE id = 0 RETURNING value");
+    arguments.add(count).map_err(sqlx::Error::Encode)?;
+    let statement = ["SELECT key, version FROM entry WHERE key IN (", "?", ")"];
+    script.push_groups(statement, keys, |arguments, key| arguments.add(key.as_bytes().to_vec()))?;
+    let mut rows = script.run(connection).await?.into_iter();
+    let last: i64 = rows.next().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
+    let stored = rows.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<sqlx::Result<_>>()?;
+    Ok((u64::try_from(last - count + 1).unwrap_or(0), stored))
 }
 
-/// Sets keys to values, each written by the commit of that number.
-pub(crate) async fn put(connection: &mut SqliteConnection, rows: &[(&Key, u64, &Bytes)]) -> sqlx::Result<()> {
-    let statement = [
+/// What a transaction changes.
+pub(crate) struct Changes<'b> {
+    /// Keys that are set to values, each by the commit of that number.
+    pub(crate) puts: Vec<(&'b Key, u64, &'b Bytes)>,
+    /// Keys that are removed.
+    pub(crate) deletes: Vec<&'b Key>,
+    /// Log entries: name, position, payload.
+    pub(crate) appends: &'b [(&'b Key, Position, &'b Bytes)],
+}
+
+/// Writes what a transaction changes.
+pub(crate) async fn write(connection: &mut SqliteConnection, changes: &Changes<'_>) -> sqlx::Result<()> {
+    let (puts, deletes) = (groups(&changes.puts).count(), groups(&changes.deletes).count());
+    let mut script = Script::of(puts + deletes + groups(changes.appends).count());
+    let put = [
         "INSERT INTO entry (key, version, value) VALUES ",
         "(?,?,?)",
         " ON CONFLICT (key) DO UPDATE SET version = excluded.version, value = excluded.value",
     ];
-    execute_in_groups(connection, statement, rows, |query, (key, number, value)| {
-        query.bind(key.as_bytes().to_vec()).bind(to_sql(*number)).bind(value.to_vec())
-    })
-    .await
-}
-
-/// Removes keys.
-pub(crate) async fn delete(connection: &mut SqliteConnection, keys: &[&Key]) -> sqlx::Result<()> {
-    execute_in_groups(connection, ["DELETE FROM entry WHERE key IN (", "?", ")"], keys, |query, key| {
-        query.bind(key.as_bytes().to_vec())
-    })
-    .await
-}
-
-/// Adds log entries: name, position, payload.
-pub(crate) async fn append(
-    connection: &mut SqliteConnection,
-    rows: &[(&Key, Position, &Bytes)],
-) -> sqlx::Result<()> {
-    let statement = ["INSERT INTO log (name, major, minor, payload) VALUES ", "(?,?,?,?)", ""];
-    execute_in_groups(connection, statement, rows, |query, (log, position, payload)| {
+    script.push_groups(put, &changes.puts, |arguments, (key, number, value)| {
+        arguments.add(key.as_bytes().to_vec())?;
+        arguments.add(to_sql(*number))?;
+        arguments.add(value.to_vec())
+    })?;
+    let delete = ["DELETE FROM entry WHERE key IN (", "?", ")"];
+    script.push_groups(delete, &changes.deletes, |arguments, key| arguments.add(key.as_bytes().to_vec()))?;
+    let append = ["INSERT INTO log (name, major, minor, payload) VALUES ", "(?,?,?,?)", ""];
+    script.push_groups(append, changes.appends, |arguments, (log, position, payload)| {
         let (major, minor) = position.as_raw();
-        query.bind(log.as_bytes().to_vec()).bind(to_sql(major)).bind(to_sql(minor)).bind(payload.to_vec())
-    })
-    .await
+        arguments.add(log.as_bytes().to_vec())?;
+        arguments.add(to_sql(major))?;
+        arguments.add(to_sql(minor))?;
+        arguments.add(payload.to_vec())
+    })?;
+    script.run(connection).await.map(|_| ())
 }
 
 /// Removes at most `limit` entries of a log up to and including `through`; answers how many.

@@ -17,14 +17,14 @@ use flames_state::{
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection as _};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::error::{not_made, not_opened};
 use crate::schema::{self, Found};
 use crate::sql;
-use crate::writer::{QUEUE, Request, TRIM_STEP, Writer};
+use crate::writer::{Connection, QUEUE, Request, Shared, TRIM_STEP, Writer};
 
 const OPEN: &str = "state.open";
 
@@ -97,6 +97,7 @@ pub struct SqliteStore {
     clock: Arc<dyn Clock>,
     operation_deadline: Duration,
     requests: mpsc::Sender<Request>,
+    shared: Arc<Shared>,
     closing: Arc<Notify>,
     writer: Mutex<Option<JoinHandle<()>>>,
     readers: SqlitePool,
@@ -137,20 +138,22 @@ impl SqliteStore {
         let closing = Arc::new(Notify::new());
         let hints = Arc::new(HintFanout::new());
         let transactions = Arc::new(AtomicU64::new(0));
-        let writer = Writer {
-            requests: receiver,
-            closing: Arc::clone(&closing),
+        let shared = Shared::new(Connection {
             hints: Arc::clone(&hints),
             transactions: Arc::clone(&transactions),
             path: config.path.clone(),
             options,
-            connection: Some(connection),
-        };
+            open: Some(connection),
+            closed: false,
+        });
+        let writer =
+            Writer { requests: receiver, closing: Arc::clone(&closing), shared: Arc::clone(&shared) };
         Ok(Self {
             path: config.path,
             clock,
             operation_deadline: config.operation_deadline,
             requests,
+            shared,
             closing,
             writer: Mutex::new(Some(tokio::spawn(writer.run()))),
             readers,
@@ -196,28 +199,32 @@ impl SqliteStore {
         })
     }
 
-    /// Hands a request to the writer and waits for its answer.
+    /// Applies a request, at once or through the writer, and waits for its answer.
     async fn request<T: Send>(
         &self,
         operation: &'static str,
         request: impl FnOnce(oneshot::Sender<Result<T>>) -> Request + Send,
     ) -> Result<T> {
+        let unknown = |message| Error::new(ErrorKind::OutcomeUnknown, operation, message);
+        let late = |late| unknown("the commit was not done in time").with_source(late);
         let (answer, outcome) = oneshot::channel();
         let started = self.clock.monotonic();
-        match self.clock.timeout(self.operation_deadline, self.requests.send(request(answer))).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(Error::unavailable(operation, "the store is closed")),
-            Err(late) => {
-                let error = Error::new(ErrorKind::Exhausted, operation, "too many commits are waiting");
-                return Err(error.with_source(late));
+        let alone = self.shared.apply_alone(&self.requests, request(answer));
+        let alone = self.clock.timeout(self.operation_deadline, alone).await.map_err(late)?;
+        if let Err(request) = alone {
+            match self.clock.timeout(self.operation_deadline, self.requests.send(request)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Error::unavailable(operation, "the store is closed")),
+                Err(late) => {
+                    let error = Error::new(ErrorKind::Exhausted, operation, "too many commits are waiting");
+                    return Err(error.with_source(late));
+                }
             }
         }
-        let unknown = |message| Error::new(ErrorKind::OutcomeUnknown, operation, message);
         let left = self.operation_deadline.saturating_sub(self.clock.monotonic().saturating_since(started));
-        match self.clock.timeout(left, outcome).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(unknown("the writer ended without an answer")),
-            Err(late) => Err(unknown("the writer did not answer in time").with_source(late)),
+        match self.clock.timeout(left, outcome).await.map_err(late)? {
+            Ok(outcome) => outcome,
+            Err(_) => Err(unknown("the writer ended without an answer")),
         }
     }
 }

@@ -1,19 +1,22 @@
-//! The one task that writes.
+//! The one connection that writes, and the task that has it under load.
+//!
+//! Commits that come together share a transaction, and so an fsync: a task gathers them. One that comes alone would pay for the way to
+//! that task and back, which is more than its own work; so while nobody else waits, its caller takes the connection itself.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use flames_error::Result;
 use flames_state::{Commit, Committed, HintFanout, Key, Position, Version};
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, Connection, SqliteConnection};
-use tokio::sync::{Notify, mpsc, oneshot};
+use sqlx::{ConnectOptions, Connection as _, SqliteConnection};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 use crate::batch::Batch;
 use crate::error::{at_commit, not_written};
-use crate::sql;
+use crate::sql::{self, Changes};
 
 /// How many requests may wait for the writer; further callers wait to hand theirs in.
 pub(crate) const QUEUE: usize = 256;
@@ -83,23 +86,64 @@ impl From<sqlx::Error> for Failed {
     }
 }
 
-/// The writer and what it owns.
-pub(crate) struct Writer {
-    pub(crate) requests: mpsc::Receiver<Request>,
-    pub(crate) closing: Arc<Notify>,
+/// The connection that writes, and what goes with it.
+pub(crate) struct Connection {
     pub(crate) hints: Arc<HintFanout>,
     /// How many transactions were committed.
     pub(crate) transactions: Arc<AtomicU64>,
     pub(crate) path: PathBuf,
     pub(crate) options: SqliteConnectOptions,
-    /// None after a failure that left its state in doubt; opened anew for the next batch.
-    pub(crate) connection: Option<SqliteConnection>,
+    /// None after a failure that left its state in doubt, and while a transaction is under way: one that was dropped half-way is rolled back
+    /// by closing its connection. Opened anew for the next batch.
+    pub(crate) open: Option<SqliteConnection>,
+    /// The store is closed: nothing is written any more.
+    pub(crate) closed: bool,
+}
+
+/// What callers and the writer share.
+pub(crate) struct Shared {
+    pub(crate) connection: Mutex<Connection>,
+    /// The last batch had several requests: more will come together, and are better gathered.
+    crowded: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(connection: Connection) -> Arc<Self> {
+        Arc::new(Self { connection: Mutex::new(connection), crowded: AtomicBool::new(false) })
+    }
+
+    /// Applies a request at once when nobody else writes or waits; else gives it back. A call that is dropped leaves the outcome unknown.
+    pub(crate) async fn apply_alone(
+        &self,
+        requests: &mpsc::Sender<Request>,
+        request: Request,
+    ) -> Result<(), Request> {
+        let somebody_waits = requests.capacity() < requests.max_capacity();
+        if somebody_waits || self.crowded.load(Ordering::Relaxed) {
+            return Err(request);
+        }
+        match self.connection.try_lock() {
+            Ok(mut connection) if !connection.closed => {
+                connection.apply(vec![request]).await;
+                Ok(())
+            }
+            _ => Err(request),
+        }
+    }
+}
+
+/// The task that gathers requests.
+pub(crate) struct Writer {
+    pub(crate) requests: mpsc::Receiver<Request>,
+    pub(crate) closing: Arc<Notify>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Writer {
     /// Applies requests until told to close, or until the store is dropped. What was handed in before is still applied.
     pub(crate) async fn run(mut self) {
         let closing = Arc::clone(&self.closing);
+        let shared = Arc::clone(&self.shared);
         let mut closed = false;
         let mut last = 0;
         loop {
@@ -119,14 +163,18 @@ impl Writer {
                 request = self.requests.recv() => request,
             };
             let Some(first) = first else { break };
+            let mut connection = shared.connection.lock().await;
             let batch = self.gather(first);
             last = batch.len();
+            shared.crowded.store(last > 1, Ordering::Relaxed);
             if !batch.is_empty() {
-                self.apply(batch).await;
+                connection.apply(batch).await;
             }
         }
-        if let Some(connection) = self.connection.take()
-            && let Err(error) = connection.close().await
+        let mut connection = shared.connection.lock().await;
+        connection.closed = true;
+        if let Some(open) = connection.open.take()
+            && let Err(error) = open.close().await
         {
             tracing::warn!(error = &error as &dyn std::error::Error, "closing the state file failed");
         }
@@ -143,46 +191,46 @@ impl Writer {
         batch.retain(|request| !request.is_abandoned());
         batch
     }
+}
 
+impl Connection {
     async fn apply(&mut self, batch: Vec<Request>) {
-        let outcome = match self.connection().await {
-            Ok(connection) => transact(connection, &batch).await,
-            Err(error) => Err(error.into()),
+        let mut open = match self.open().await {
+            Ok(open) => open,
+            Err(error) => return refuse(batch, &self.path, &error.into()),
         };
-        match outcome {
+        match transact(&mut open, &batch).await {
             Ok(done) => {
+                self.open = Some(open);
                 self.transactions.fetch_add(1, Ordering::Relaxed);
                 for (request, done) in batch.into_iter().zip(done) {
                     self.answer(request, done);
                 }
             }
             Err(failed) => {
-                self.roll_back().await;
+                self.roll_back(open).await;
                 refuse(batch, &self.path, &failed);
             }
         }
     }
 
-    async fn connection(&mut self) -> sqlx::Result<&mut SqliteConnection> {
-        let connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => self.options.connect().await?,
-        };
-        Ok(self.connection.insert(connection))
+    async fn open(&mut self) -> sqlx::Result<SqliteConnection> {
+        match self.open.take() {
+            Some(open) => Ok(open),
+            None => self.options.connect().await,
+        }
     }
 
     /// After a failure: no transaction may stay open, and a connection that cannot be brought to that is given up.
-    async fn roll_back(&mut self) {
-        if let Some(mut connection) = self.connection.take() {
-            match sqlx::query("ROLLBACK").execute(&mut connection).await {
-                Ok(_) => self.connection = Some(connection),
-                // SQLite has rolled back by itself, or cannot: either way a new connection starts clean.
-                Err(error) => {
-                    tracing::debug!(
-                        error = &error as &dyn std::error::Error,
-                        "the writer's connection is replaced"
-                    );
-                }
+    async fn roll_back(&mut self, mut open: SqliteConnection) {
+        match sqlx::query("ROLLBACK").execute(&mut open).await {
+            Ok(_) => self.open = Some(open),
+            // SQLite has rolled back by itself, or cannot: either way a new connection starts clean.
+            Err(error) => {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "the writer's connection is replaced"
+                );
             }
         }
     }
@@ -207,15 +255,14 @@ impl Writer {
 
 /// Applies a batch in one transaction.
 async fn transact(connection: &mut SqliteConnection, requests: &[Request]) -> Result<Vec<Done>, Failed> {
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
-    let first_number = sql::reserve_numbers(connection, requests.len()).await?;
     let checked: BTreeSet<&Key> = requests
         .iter()
         .filter_map(Request::commit)
         .flat_map(|commit| &commit.checks)
         .map(|check| check.key())
         .collect();
-    let stored = sql::versions(connection, &checked.into_iter().collect::<Vec<_>>()).await?;
+    let checked: Vec<_> = checked.into_iter().collect();
+    let (first_number, stored) = sql::begin(connection, requests.len(), &checked).await?;
     let stored = stored
         .iter()
         .map(|(key, version)| (&key[..], Version::from_raw(u64::try_from(*version).unwrap_or(0))));
@@ -229,9 +276,8 @@ async fn transact(connection: &mut SqliteConnection, requests: &[Request]) -> Re
             }
         });
     }
-    sql::put(connection, &batch.puts()).await?;
-    sql::delete(connection, &batch.deletes()).await?;
-    sql::append(connection, batch.appends()).await?;
+    let changes = Changes { puts: batch.puts(), deletes: batch.deletes(), appends: batch.appends() };
+    sql::write(connection, &changes).await?;
     if batch.is_unchanged() && !requests.iter().any(|request| matches!(request, Request::Trim { .. })) {
         // Every commit was refused: nothing is worth an fsync.
         sqlx::query("ROLLBACK").execute(connection).await?;

@@ -18,14 +18,14 @@ use flames_queue::{
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection as _};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::error::{not_applied, not_opened};
 use super::schema::{self, Found};
 use super::time::LeaseClock;
-use super::writer::{Done, Operation, QUEUE, Request, Writer};
+use super::writer::{Connection, Done, Operation, QUEUE, Request, Shared, Writer};
 use super::{dialect, sql};
 use crate::DEFAULT_PARKED_RETENTION;
 use crate::hints::Hints;
@@ -114,6 +114,7 @@ pub struct SqliteQueue {
     time: Arc<LeaseClock>,
     statements: Arc<Statements>,
     requests: mpsc::Sender<Request>,
+    shared: Arc<Shared>,
     closing: Arc<Notify>,
     tasks: Mutex<Option<Tasks>>,
     readers: SqlitePool,
@@ -172,9 +173,7 @@ impl SqliteQueue {
         let transactions = Arc::new(AtomicU64::new(0));
         let statements = Arc::new(dialect().statements());
         let time = Arc::new(LeaseClock::new(Arc::clone(&clock), newest_lease));
-        let writer = Writer {
-            requests: receiver,
-            closing: Arc::clone(&closing),
+        let shared = Shared::new(Connection {
             hints: Arc::clone(&hints),
             statements: Arc::clone(&statements),
             time: Arc::clone(&time),
@@ -182,8 +181,11 @@ impl SqliteQueue {
             transactions: Arc::clone(&transactions),
             max_pages: config.max_bytes.map(pages),
             options,
-            connection: Some(connection),
-        };
+            open: Some(connection),
+            closed: false,
+        });
+        let writer =
+            Writer { requests: receiver, closing: Arc::clone(&closing), shared: Arc::clone(&shared) };
         let forgetter = config
             .parked_retention
             .map(|retention| tokio::spawn(forget_parked(requests.clone(), Arc::clone(&clock), retention)));
@@ -196,6 +198,7 @@ impl SqliteQueue {
             time,
             statements,
             requests,
+            shared,
             closing,
             tasks: Mutex::new(Some(tasks)),
             readers,
@@ -241,26 +244,29 @@ impl SqliteQueue {
         })
     }
 
-    /// Hands an operation to the writer and waits for what comes of it.
+    /// Carries an operation out, at once or through the writer, and waits for what comes of it.
     async fn request(&self, operation: Operation) -> Result<Done> {
         let name = operation.name();
+        let unknown = |message| Error::new(ErrorKind::OutcomeUnknown, name, message);
+        let late = |late| unknown("the operation was not done in time").with_source(late);
         let (answer, outcome) = oneshot::channel();
         let started = self.clock.monotonic();
-        let sent = self.requests.send(Request { operation, answer });
-        match self.clock.timeout(self.operation_deadline, sent).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(Error::unavailable(name, "the queue is closed")),
-            Err(late) => {
-                return Err(Error::new(ErrorKind::Exhausted, name, "too many operations are waiting")
-                    .with_source(late));
+        let alone = self.shared.apply_alone(&self.requests, Request { operation, answer });
+        let alone = self.clock.timeout(self.operation_deadline, alone).await.map_err(late)?;
+        if let Err(request) = alone {
+            match self.clock.timeout(self.operation_deadline, self.requests.send(request)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Error::unavailable(name, "the queue is closed")),
+                Err(late) => {
+                    let error = Error::new(ErrorKind::Exhausted, name, "too many operations are waiting");
+                    return Err(error.with_source(late));
+                }
             }
         }
-        let unknown = |message| Error::new(ErrorKind::OutcomeUnknown, name, message);
         let left = self.operation_deadline.saturating_sub(self.clock.monotonic().saturating_since(started));
-        match self.clock.timeout(left, outcome).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(unknown("the writer ended without an answer")),
-            Err(late) => Err(unknown("the writer did not answer in time").with_source(late)),
+        match self.clock.timeout(left, outcome).await.map_err(late)? {
+            Ok(outcome) => outcome,
+            Err(_) => Err(unknown("the writer ended without an answer")),
         }
     }
 

@@ -1,14 +1,17 @@
-//! The one task that writes.
+//! The one connection that writes, and the task that has it under load.
+//!
+//! Operations that come together share a transaction, and so an fsync: a task gathers them. One that comes alone would pay for the way
+//! to that task and back, which is more than its own work; so while nobody else waits, its caller takes the connection itself.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use flames_error::{Error, ErrorKind, Result};
 use flames_queue::{EnqueueOptions, Enqueued, Job, JobId, Lease, LeaseToken, Topic, WorkerId};
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, Connection, SqliteConnection};
-use tokio::sync::{Notify, mpsc, oneshot};
+use sqlx::{ConnectOptions, Connection as _, SqliteConnection};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 use super::error::{is_trouble_with_the_disk, not_applied, outcome_unknown};
 use super::sql::{self, Operations};
@@ -128,10 +131,8 @@ impl Outcome {
     }
 }
 
-/// The writer and what it owns.
-pub(crate) struct Writer {
-    pub(crate) requests: mpsc::Receiver<Request>,
-    pub(crate) closing: Arc<Notify>,
+/// The connection that writes, and what goes with it.
+pub(crate) struct Connection {
     pub(crate) hints: Arc<Hints>,
     pub(crate) statements: Arc<Statements>,
     pub(crate) time: Arc<LeaseClock>,
@@ -141,14 +142,57 @@ pub(crate) struct Writer {
     /// At how many pages in use no more jobs are taken in.
     pub(crate) max_pages: Option<u64>,
     pub(crate) options: SqliteConnectOptions,
-    /// None after a failure that left its state in doubt; opened anew for the next batch.
-    pub(crate) connection: Option<SqliteConnection>,
+    /// None after a failure that left its state in doubt, and while a transaction is under way: one that was dropped half-way is rolled back
+    /// by closing its connection. Opened anew for the next batch.
+    pub(crate) open: Option<SqliteConnection>,
+    /// The queue is closed: nothing is written any more.
+    pub(crate) closed: bool,
+}
+
+/// What callers and the writer share.
+pub(crate) struct Shared {
+    pub(crate) connection: Mutex<Connection>,
+    /// The last batch had several requests: more will come together, and are better gathered.
+    crowded: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(connection: Connection) -> Arc<Self> {
+        Arc::new(Self { connection: Mutex::new(connection), crowded: AtomicBool::new(false) })
+    }
+
+    /// Carries a request out at once when nobody else writes or waits; else gives it back. A call that is dropped leaves the outcome unknown.
+    pub(crate) async fn apply_alone(
+        &self,
+        requests: &mpsc::Sender<Request>,
+        request: Request,
+    ) -> Result<(), Request> {
+        let somebody_waits = requests.capacity() < requests.max_capacity();
+        if somebody_waits || requests.is_closed() || self.crowded.load(Ordering::Relaxed) {
+            return Err(request);
+        }
+        match self.connection.try_lock() {
+            Ok(mut connection) if !connection.closed => {
+                connection.apply(vec![request]).await;
+                Ok(())
+            }
+            _ => Err(request),
+        }
+    }
+}
+
+/// The task that gathers requests.
+pub(crate) struct Writer {
+    pub(crate) requests: mpsc::Receiver<Request>,
+    pub(crate) closing: Arc<Notify>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Writer {
     /// Carries out requests until told to close, or until the queue is dropped. What was handed in before is still carried out.
     pub(crate) async fn run(mut self) {
         let closing = Arc::clone(&self.closing);
+        let shared = Arc::clone(&self.shared);
         let mut closed = false;
         loop {
             let first = tokio::select! {
@@ -161,14 +205,18 @@ impl Writer {
                 request = self.requests.recv() => request,
             };
             let Some(first) = first else { break };
+            let mut connection = shared.connection.lock().await;
             let batch = self.gather(first);
+            shared.crowded.store(batch.len() > 1, Ordering::Relaxed);
             if !batch.is_empty() {
-                self.apply(batch).await;
+                connection.apply(batch).await;
             }
         }
-        self.hints.end();
-        if let Some(connection) = self.connection.take()
-            && let Err(error) = connection.close().await
+        let mut connection = shared.connection.lock().await;
+        connection.closed = true;
+        connection.hints.end();
+        if let Some(open) = connection.open.take()
+            && let Err(error) = open.close().await
         {
             tracing::warn!(error = &error as &dyn std::error::Error, "closing the queue file failed");
         }
@@ -184,16 +232,18 @@ impl Writer {
         batch.retain(|request| !request.answer.is_closed());
         batch
     }
+}
 
+impl Connection {
     async fn apply(&mut self, batch: Vec<Request>) {
-        let (statements, time) = (Arc::clone(&self.statements), Arc::clone(&self.time));
-        let (epoch, max_pages) = (self.epoch, self.max_pages);
-        let outcome = match self.connection().await {
-            Ok(connection) => transact(connection, &statements, &time, (epoch, max_pages), &batch).await,
-            Err(error) => Err(error.into()),
+        let mut open = match self.open().await {
+            Ok(open) => open,
+            Err(error) => return refuse(batch, &error.into()),
         };
-        match outcome {
+        let limits = (self.epoch, self.max_pages);
+        match transact(&mut open, &self.statements, &self.time, limits, &batch).await {
             Ok(outcomes) => {
+                self.open = Some(open);
                 self.transactions.fetch_add(1, Ordering::Relaxed);
                 for (request, outcome) in batch.into_iter().zip(outcomes) {
                     // Nobody may be waiting for an answer any more; what was done stays done.
@@ -205,43 +255,45 @@ impl Writer {
             }
             Err(failed) => {
                 if batch.len() > 1 {
-                    self.roll_back().await;
-                } else if matches!(failed, Failed::AtCommit(_)) {
-                    self.connection = None;
+                    self.roll_back(open).await;
+                } else if matches!(failed, Failed::Before(_)) {
+                    self.open = Some(open);
                 }
-                for request in batch {
-                    let operation = request.operation.name();
-                    let _ = request.answer.send(Err(match &failed {
-                        Failed::Before(cause) => not_applied(operation, Arc::clone(cause)),
-                        Failed::AtCommit(cause) => outcome_unknown(operation, Arc::clone(cause)),
-                    }));
-                }
+                refuse(batch, &failed);
             }
         }
     }
 
-    async fn connection(&mut self) -> sqlx::Result<&mut SqliteConnection> {
-        let connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => self.options.connect().await?,
-        };
-        Ok(self.connection.insert(connection))
+    async fn open(&mut self) -> sqlx::Result<SqliteConnection> {
+        match self.open.take() {
+            Some(open) => Ok(open),
+            None => self.options.connect().await,
+        }
     }
 
     /// After a failure: no transaction may stay open, and a connection that cannot be brought to that is given up.
-    async fn roll_back(&mut self) {
-        if let Some(mut connection) = self.connection.take() {
-            match sqlx::query("ROLLBACK").execute(&mut connection).await {
-                Ok(_) => self.connection = Some(connection),
-                // SQLite has rolled back by itself, or cannot: either way a new connection starts clean.
-                Err(error) => {
-                    tracing::debug!(
-                        error = &error as &dyn std::error::Error,
-                        "the writer's connection is replaced"
-                    );
-                }
+    async fn roll_back(&mut self, mut open: SqliteConnection) {
+        match sqlx::query("ROLLBACK").execute(&mut open).await {
+            Ok(_) => self.open = Some(open),
+            // SQLite has rolled back by itself, or cannot: either way a new connection starts clean.
+            Err(error) => {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "the writer's connection is replaced"
+                );
             }
         }
+    }
+}
+
+fn refuse(batch: Vec<Request>, failed: &Failed) {
+    for request in batch {
+        let operation = request.operation.name();
+        // Nobody may be waiting any more.
+        let _ = request.answer.send(Err(match failed {
+            Failed::Before(cause) => not_applied(operation, Arc::clone(cause)),
+            Failed::AtCommit(cause) => outcome_unknown(operation, Arc::clone(cause)),
+        }));
     }
 }
 
