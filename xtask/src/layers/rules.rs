@@ -99,7 +99,7 @@ enum Place {
     Wire,
     Client,
     Provider(Interface),
-    /// What makes a suite's cases named tests: the one crate that all suites share.
+    /// What all suites share.
     ConformanceRunner,
     Conformance(Interface),
     Adapter(Interface),
@@ -185,10 +185,10 @@ impl Place {
             | Self::Provider(_)
             | Self::ConformanceRunner
             | Self::Firecracker
-            | Self::GuestProtocol
-            | Self::TestServers => {
+            | Self::GuestProtocol => {
                 vec![]
             }
+            Self::TestServers => vec![Self::ConformanceRunner],
             Self::Wire | Self::Scheduler => vec![Self::Model],
             Self::Client => vec![Self::Wire],
             Self::Conformance(interface) => vec![Self::Provider(interface), Self::ConformanceRunner],
@@ -446,7 +446,9 @@ mod tests {
         for from in ["flames", "flames-testbed", "flames-state-postgres", "flames-state-conformance"] {
             assert_forbidden(from, &["flames-test-servers"]);
         }
-        assert_forbidden("flames-test-servers", &["flames-state", "flames-testbed", "xtask"]);
+        assert_allowed("flames-test-servers", &["flames-conformance-runner"]);
+        let others = ["flames-state", "flames-state-conformance", "flames-testbed", "xtask"];
+        assert_forbidden("flames-test-servers", &others);
     }
 
     #[test]

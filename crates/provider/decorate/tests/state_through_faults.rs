@@ -12,7 +12,7 @@ use flames_conformance_runner::failures;
 use flames_decorate::{Decorated, Fault, FaultInjection, FaultPlan};
 use flames_error::ErrorKind;
 use flames_state::StateStore;
-use flames_state_conformance::{Faults, Fixture, Harness, Held, Hook, Time, suite};
+use flames_state_conformance::{Faults, Fixture, Harness, Held, Hook, Hooks, Time, async_trait, suite};
 use flames_state_memory::MemoryStore;
 
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -91,7 +91,7 @@ impl FaultPlan for Network {
     }
 }
 
-#[flames_queue_conformance::async_trait]
+#[async_trait]
 impl Faults for Network {
     async fn cut_connections(&self) {
         self.set(|weather| weather.cut_next = true);
@@ -118,11 +118,14 @@ struct Flaky {
     store: Arc<dyn StateStore>,
 }
 
-#[flames_queue_conformance::async_trait]
 impl Fixture for Flaky {
     fn store(&self) -> Arc<dyn StateStore> {
         Arc::clone(&self.store)
     }
+}
+
+#[async_trait]
+impl Hooks for Flaky {
     fn operation_deadline(&self) -> Duration {
         DEADLINE
     }
@@ -145,8 +148,8 @@ struct BehindFaults {
     is_dishonest: bool,
 }
 
-#[flames_queue_conformance::async_trait]
-impl Harness for BehindFaults {
+#[async_trait]
+impl Harness<dyn Fixture> for BehindFaults {
     fn name(&self) -> &'static str {
         "memory"
     }

@@ -12,12 +12,11 @@ use flames_blob_memory::MemoryBlobStore;
 use flames_cache::{CacheCapabilities, CacheStore};
 use flames_cache_memory::MemoryCache;
 use flames_clock::{Clock, SimulatedClock, SystemClock};
-use flames_conformance_runner::{Suite, Time, failures};
+use flames_conformance_runner::{Harness, Hooks, Suite, Time, async_trait, failures};
 use flames_decorate::{Decorated, Fault, FaultInjection, Instrumentation, Observed};
 use flames_ingress::{IngressCapabilities, IngressProvider};
 use flames_ingress_noop::NoopIngress;
 use flames_queue::WorkQueue;
-use flames_queue_conformance::async_trait;
 use flames_queue_memory::MemoryQueue;
 use flames_state::StateStore;
 use flames_state_memory::MemoryStore;
@@ -49,7 +48,7 @@ fn passes(suite: Suite) {
 struct State;
 
 #[async_trait]
-impl flames_state_conformance::Harness for State {
+impl Harness<dyn flames_state_conformance::Fixture> for State {
     fn name(&self) -> &'static str {
         "memory"
     }
@@ -68,15 +67,12 @@ struct Blob;
 struct FreshBlob(Arc<dyn BlobStore>);
 
 #[async_trait]
-impl flames_blob_conformance::Harness for Blob {
+impl Harness<dyn flames_blob_conformance::Fixture> for Blob {
     fn name(&self) -> &'static str {
         "memory"
     }
     fn time(&self) -> Time {
         Time::Paused
-    }
-    fn is_durable(&self) -> bool {
-        false
     }
     async fn fresh(&self) -> Box<dyn flames_blob_conformance::Fixture> {
         let clock = simulated();
@@ -85,13 +81,11 @@ impl flames_blob_conformance::Harness for Blob {
     }
 }
 
-#[async_trait]
+impl Hooks for FreshBlob {}
+
 impl flames_blob_conformance::Fixture for FreshBlob {
     fn store(&self) -> Arc<dyn BlobStore> {
         Arc::clone(&self.0)
-    }
-    async fn reopen(&self) -> Arc<dyn BlobStore> {
-        unreachable!("it is not durable")
     }
 }
 
@@ -104,15 +98,12 @@ struct Cache;
 struct FreshCache(Arc<SimulatedClock>, Arc<dyn CacheStore>);
 
 #[async_trait]
-impl flames_cache_conformance::Harness for Cache {
+impl Harness<dyn flames_cache_conformance::Fixture> for Cache {
     fn name(&self) -> &'static str {
         "memory"
     }
     fn time(&self) -> Time {
         Time::Paused
-    }
-    fn capabilities(&self) -> CacheCapabilities {
-        CacheCapabilities { compare_and_set: true }
     }
     async fn fresh(&self) -> Box<dyn flames_cache_conformance::Fixture> {
         let clock = simulated();
@@ -121,7 +112,8 @@ impl flames_cache_conformance::Harness for Cache {
     }
 }
 
-#[async_trait]
+impl Hooks for FreshCache {}
+
 impl flames_cache_conformance::Fixture for FreshCache {
     fn cache(&self) -> Arc<dyn CacheStore> {
         Arc::clone(&self.1)
@@ -136,14 +128,14 @@ impl flames_cache_conformance::Fixture for FreshCache {
 
 #[test]
 fn a_decorated_cache_passes_its_suite() {
-    passes(flames_cache_conformance::suite(Cache));
+    passes(flames_cache_conformance::suite(Cache, CacheCapabilities { compare_and_set: true }));
 }
 
 struct Queue;
 struct FreshQueue(Arc<SimulatedClock>, Arc<dyn WorkQueue>);
 
 #[async_trait]
-impl flames_queue_conformance::Harness for Queue {
+impl Harness<dyn flames_queue_conformance::Fixture> for Queue {
     fn name(&self) -> &'static str {
         "memory"
     }
@@ -157,7 +149,8 @@ impl flames_queue_conformance::Harness for Queue {
     }
 }
 
-#[async_trait]
+impl Hooks for FreshQueue {}
+
 impl flames_queue_conformance::Fixture for FreshQueue {
     fn queue(&self) -> Arc<dyn WorkQueue> {
         Arc::clone(&self.1)
@@ -179,15 +172,12 @@ struct Ingress;
 struct FreshIngress(Arc<dyn IngressProvider>);
 
 #[async_trait]
-impl flames_ingress_conformance::Harness for Ingress {
+impl Harness<dyn flames_ingress_conformance::Fixture> for Ingress {
     fn name(&self) -> &'static str {
         "noop"
     }
     fn time(&self) -> Time {
         Time::Paused
-    }
-    fn capabilities(&self) -> IngressCapabilities {
-        IngressCapabilities { forwards: false, guest_targets: true }
     }
     async fn fresh(&self) -> Box<dyn flames_ingress_conformance::Fixture> {
         let ingress: Arc<dyn IngressProvider> = Arc::new(NoopIngress::new());
@@ -203,5 +193,6 @@ impl flames_ingress_conformance::Fixture for FreshIngress {
 
 #[test]
 fn a_decorated_ingress_passes_its_suite() {
-    passes(flames_ingress_conformance::suite(Ingress));
+    let told = IngressCapabilities { forwards: false, guest_targets: true };
+    passes(flames_ingress_conformance::suite(Ingress, told));
 }

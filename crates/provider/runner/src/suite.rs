@@ -89,30 +89,40 @@ pub struct Suite {
     pub cases: Vec<Case>,
 }
 
+impl Suite {
+    /// An adapter's own tests beside its conformance suite, in real time: as cases, since a plain `#[test]` cannot be skipped when it is
+    /// listed. `fresh` makes what each is given.
+    pub fn own_tests<F: Deref + 'static, Made: Future<Output = F> + 'static>(
+        name: &'static str,
+        provider: &'static str,
+        unavailable: Option<impl Into<Unavailable>>,
+        rows: Vec<Row<F>>,
+        fresh: impl Fn() -> Made + Send + Sync + 'static,
+    ) -> Self {
+        let unavailable = unavailable.map(Into::into);
+        Self { name, provider, unavailable, time: Time::Real, cases: cases(rows, |_| None, fresh) }
+    }
+}
+
 /// Turns a table into cases that each run on a fixture of their own.
 ///
 /// `lacks` answers, for the name of a capability, why the provider does not have it (none: it has). `fresh` makes a fixture, on
 /// the runtime of the case.
-pub fn cases<F, Made>(
+pub fn cases<F: Deref + 'static, Made: Future<Output = F> + 'static>(
     rows: Vec<Row<F>>,
     lacks: impl Fn(&str) -> Option<String>,
     fresh: impl Fn() -> Made + Send + Sync + 'static,
-) -> Vec<Case>
-where
-    F: Deref + 'static,
-    Made: Future<Output = F> + 'static,
-{
+) -> Vec<Case> {
     let fresh = Arc::new(fresh);
-    rows.into_iter()
-        .map(|row| {
-            let fresh = Arc::clone(&fresh);
-            Case {
-                name: row.name,
-                ignored: row.needs.and_then(&lacks),
-                run: Box::new(move || Box::pin(async move { (row.run)(fresh().await).await })),
-            }
-        })
-        .collect()
+    let case = |row: Row<F>| {
+        let fresh = Arc::clone(&fresh);
+        Case {
+            name: row.name,
+            ignored: row.needs.and_then(&lacks),
+            run: Box::new(move || Box::pin(async move { (row.run)(fresh().await).await })),
+        }
+    };
+    rows.into_iter().map(case).collect()
 }
 
 /// Runs a suite as the test binary that it is in: the `main` of a test with `harness = false`. Understands the arguments of
@@ -239,27 +249,5 @@ mod tests {
             let conclusion = run_quietly(trials(suite(no_server()), required, |_| {}));
             assert_eq!((conclusion.num_failed, conclusion.num_ignored), (1, 1));
         }
-    }
-
-    mod sentences {
-        pub(super) async fn a_text_has_letters(text: &str) {
-            assert!(!text.is_empty());
-        }
-        pub(super) async fn a_text_is_long(text: &str) {
-            assert!(text.len() > 5, "only {} letters", text.len());
-        }
-        pub(super) async fn a_text_lasts(_: &str) {}
-    }
-
-    #[test]
-    fn each_case_of_a_table_runs_on_a_fixture_of_its_own() {
-        let rows: Vec<Row<Box<str>>> =
-            table![sentences: a_text_has_letters, a_text_is_long, a_text_lasts if durable];
-        let cases =
-            cases(rows, |capability| Some(format!("not {capability}")), || async { Box::from("short") });
-        assert_eq!(cases[2].ignored.as_deref(), Some("not durable"));
-        let failures = crate::failures(cases, Time::Paused);
-        assert_eq!(failures.len(), 1);
-        assert_eq!(failures["a_text_is_long"], "only 5 letters");
     }
 }

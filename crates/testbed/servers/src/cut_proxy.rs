@@ -10,15 +10,15 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Orders {
+pub(crate) struct Orders {
     /// Each rise ends the connections that are open.
-    cuts: u64,
+    pub(crate) cuts: u64,
     /// Rises with every order, so that budgets are counted anew.
     number: u64,
     /// How many bytes each connection still passes.
-    budget: Option<u64>,
-    stalled: bool,
-    swallows_answers: bool,
+    pub(crate) budget: Option<u64>,
+    pub(crate) stalled: bool,
+    pub(crate) swallows_answers: bool,
 }
 
 /// A TCP proxy that does as it was told last, also to connections that are open: what an adapter's suite needs to cut in the middle of an
@@ -51,35 +51,18 @@ impl CutProxy {
         Ok(Self { address, orders, acceptor })
     }
 
+    /// As [`CutProxy::before`], for the server that a URL names. Answers the URL by way of the proxy as well.
+    ///
+    /// Errors: those of the listener, and of a URL whose server is not known.
+    pub async fn before_url(url: &str) -> io::Result<(Self, String)> {
+        let proxy = Self::before(crate::url::server_of(url).await?).await?;
+        let through = crate::url::through(url, proxy.address);
+        Ok((proxy, through))
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// Ends the connections that are open; new ones pass.
-    pub async fn cut_connections(&self) {
-        self.order(|orders| orders.cuts += 1).await;
-    }
-
-    /// Ends each connection after so many more bytes, both directions together.
-    pub async fn cut_after(&self, bytes: u64) {
-        self.order(|orders| orders.budget = Some(bytes)).await;
-    }
-
-    /// Passes nothing on until healed.
-    pub async fn stall(&self) {
-        self.order(|orders| orders.stalled = true).await;
-    }
-
-    /// Swallows what the server answers until healed; then such connections end.
-    pub async fn stall_answers(&self) {
-        self.order(|orders| orders.swallows_answers = true).await;
-    }
-
-    /// Passes everything on again.
-    pub async fn heal(&self) {
-        self.heal_now();
-        self.order(|_| {}).await;
     }
 
     fn order_now(&self, change: impl FnOnce(&mut Orders)) {
@@ -89,14 +72,14 @@ impl CutProxy {
         });
     }
 
-    /// As [`CutProxy::heal`], where nothing can be awaited: connections hear of it a moment later.
+    /// As [`Faults::heal`](flames_conformance_runner::Faults::heal), where nothing can be awaited: connections hear of it a moment later.
     pub fn heal_now(&self) {
         self.order_now(|orders| {
             *orders = Orders { cuts: orders.cuts, number: orders.number, ..Orders::default() };
         });
     }
 
-    async fn order(&self, change: impl FnOnce(&mut Orders)) {
+    pub(crate) async fn order(&self, change: impl FnOnce(&mut Orders)) {
         self.order_now(change);
         // The connections' tasks see it before the case goes on.
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -162,6 +145,8 @@ async fn pass(mut client: TcpStream, upstream: SocketAddr, mut orders: watch::Re
 
 #[cfg(test)]
 mod tests {
+    use flames_conformance_runner::Faults;
+
     use super::*;
 
     /// A proxy before a server that echoes, with one connection through it.

@@ -1,7 +1,6 @@
 //! etcd.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
@@ -17,7 +16,7 @@ pub struct Etcd {
     server: Server,
 }
 
-common_methods!(Etcd);
+common_methods!(Etcd, SERVICE, program, "--version", "http");
 
 impl Etcd {
     /// Starts it with its data below `folder`.
@@ -58,34 +57,6 @@ impl Etcd {
             })
         })?;
         Ok(Self { server })
-    }
-
-    /// Where its program is, when it is installed; starts nothing.
-    ///
-    /// # Errors
-    /// When it is not.
-    pub fn find() -> Result<PathBuf, Unavailable> {
-        program()
-    }
-
-    /// The version of the program installed (`3.4.23`).
-    ///
-    /// # Errors
-    /// When it is not installed.
-    pub fn version() -> Result<String, Unavailable> {
-        locate::version(SERVICE, &program()?, "--version")
-    }
-
-    /// `http://127.0.0.1:port`.
-    #[must_use]
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address())
-    }
-
-    /// Where it listens for clients.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.server.port(0)))
     }
 }
 

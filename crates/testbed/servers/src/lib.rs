@@ -6,7 +6,9 @@
 //!   no folder of it is left.
 //! * [`shared`]: where the servers are that `cargo xtask test` (or `cargo xtask servers`) started for all tests of a run.
 //! * `FaultProxy` (feature `fault-proxy`): a TCP proxy that cuts, resets, stalls, delays and swallows, as the test says or
-//!   as a seed says. `CutProxy` does as it was told last, also to connections that are open.
+//!   as a seed says. `CutProxy` does as it was told last, also to connections that are open. Both are the `Faults` of the conformance
+//!   suites.
+//! * `OwnServer` (the same feature): a server that a fixture has for itself and kills.
 //!
 //! To start a server takes between 0.1 s (Redis) and some seconds (SeaweedFS), and the calls block: on an asynchronous runtime,
 //! call them where that does no harm (`tokio::task::spawn_blocking`, or a runtime of several threads).
@@ -19,9 +21,13 @@ mod cut_proxy;
 mod etcd;
 #[cfg(feature = "fault-proxy")]
 mod fault_proxy;
+#[cfg(feature = "fault-proxy")]
+mod faults;
 mod http;
 mod locate;
 mod nats;
+#[cfg(feature = "fault-proxy")]
+mod own;
 mod ports;
 mod postgres;
 mod process;
@@ -29,6 +35,8 @@ mod redis;
 mod seaweed;
 mod server;
 pub mod shared;
+#[cfg(feature = "fault-proxy")]
+mod url;
 mod web;
 
 use std::fmt;
@@ -40,6 +48,8 @@ pub use etcd::Etcd;
 pub use fault_proxy::{Direction, Fault, FaultPlan, FaultProxy};
 pub use locate::{prefer_folder, version as program_version};
 pub use nats::Nats;
+#[cfg(feature = "fault-proxy")]
+pub use own::{OwnServer, Startable};
 pub use ports::free_ports;
 pub use postgres::Postgres;
 pub use redis::Redis;

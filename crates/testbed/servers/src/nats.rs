@@ -1,7 +1,6 @@
 //! NATS with JetStream.
 
 use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
@@ -18,7 +17,7 @@ pub struct Nats {
     server: Server,
 }
 
-common_methods!(Nats);
+common_methods!(Nats, SERVICE, program, "--version", "nats");
 
 impl Nats {
     /// Starts it with its streams below `folder`.
@@ -54,34 +53,6 @@ impl Nats {
             })
         })?;
         Ok(Self { server })
-    }
-
-    /// Where its program is, when it is installed; starts nothing.
-    ///
-    /// # Errors
-    /// When it is not.
-    pub fn find() -> Result<PathBuf, Unavailable> {
-        program()
-    }
-
-    /// The version of the program installed (`2.15.1`).
-    ///
-    /// # Errors
-    /// When it is not installed.
-    pub fn version() -> Result<String, Unavailable> {
-        locate::version(SERVICE, &program()?, "--version")
-    }
-
-    /// `nats://127.0.0.1:port`.
-    #[must_use]
-    pub fn url(&self) -> String {
-        format!("nats://{}", self.address())
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.server.port(0)))
     }
 }
 

@@ -101,12 +101,6 @@ impl Postgres {
     pub fn url_through(&self, address: SocketAddr) -> String {
         format!("postgres://{USER}:{PASSWORD}@{address}/postgres")
     }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.server.port(0)))
-    }
 }
 
 impl Drop for Postgres {

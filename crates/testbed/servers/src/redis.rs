@@ -1,7 +1,6 @@
 //! Redis.
 
 use std::io::{Read as _, Write as _};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
@@ -18,7 +17,7 @@ pub struct Redis {
     server: Server,
 }
 
-common_methods!(Redis);
+common_methods!(Redis, SERVICE, program, "--version", "redis");
 
 impl Redis {
     /// Starts it with its data below `folder`.
@@ -53,34 +52,6 @@ impl Redis {
             })
         })?;
         Ok(Self { server })
-    }
-
-    /// Where its program is, when it is installed; starts nothing.
-    ///
-    /// # Errors
-    /// When it is not.
-    pub fn find() -> Result<PathBuf, Unavailable> {
-        program()
-    }
-
-    /// The version of the program installed (`7.0.15`).
-    ///
-    /// # Errors
-    /// When it is not installed.
-    pub fn version() -> Result<String, Unavailable> {
-        locate::version(SERVICE, &program()?, "--version")
-    }
-
-    /// `redis://127.0.0.1:port`.
-    #[must_use]
-    pub fn url(&self) -> String {
-        format!("redis://{}", self.address())
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.server.port(0)))
     }
 }
 

@@ -106,12 +106,6 @@ impl SeaweedFs {
             secret_key: SECRET_KEY.to_owned(),
         }
     }
-
-    /// Where it speaks S3.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.server.port(0)))
-    }
 }
 
 fn program() -> Result<PathBuf, Unavailable> {

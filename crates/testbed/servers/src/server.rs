@@ -389,10 +389,44 @@ impl Drop for Watcher {
     }
 }
 
-/// The methods that every server has.
+/// The methods that every server has; and those of servers that are one program, whose version it tells when it is asked by that argument,
+/// and whose URL is a scheme and the address.
 macro_rules! common_methods {
+    ($server:ident, $service:ident, $program:ident, $version:literal, $scheme:literal) => {
+        $crate::server::common_methods!($server);
+
+        impl $server {
+            /// Where its program is, when it is installed; starts nothing.
+            ///
+            /// # Errors
+            /// When it is not.
+            pub fn find() -> Result<std::path::PathBuf, $crate::Unavailable> {
+                $program()
+            }
+
+            /// The version of the program installed, in numbers.
+            ///
+            /// # Errors
+            /// When it is not installed.
+            pub fn version() -> Result<String, $crate::Unavailable> {
+                $crate::locate::version($service, &$program()?, $version)
+            }
+
+            #[doc = concat!("`", $scheme, "://127.0.0.1:port`.")]
+            #[must_use]
+            pub fn url(&self) -> String {
+                format!(concat!($scheme, "://{}"), self.address())
+            }
+        }
+    };
     ($server:ident) => {
         impl $server {
+            /// Where it listens.
+            #[must_use]
+            pub fn address(&self) -> std::net::SocketAddr {
+                std::net::SocketAddr::from(([127, 0, 0, 1], self.server.port(0)))
+            }
+
             /// Kills it by SIGKILL with all that it started; when this returns, none of that is left. Its data stay.
             pub fn kill(&self) {
                 self.server.kill();

@@ -16,7 +16,7 @@ pub struct Caddy {
     http_port: u16,
 }
 
-common_methods!(Caddy);
+common_methods!(Caddy, CADDY, caddy_program, "version", "http");
 
 const CADDY: &str = "caddy";
 
@@ -49,22 +49,6 @@ impl Caddy {
         Ok(Self { server, http_port })
     }
 
-    /// Where its program is, when it is installed; starts nothing.
-    ///
-    /// # Errors
-    /// When it is not.
-    pub fn find() -> Result<PathBuf, Unavailable> {
-        caddy_program()
-    }
-
-    /// The version of the program installed (`2.11.7`).
-    ///
-    /// # Errors
-    /// When it is not installed.
-    pub fn version() -> Result<String, Unavailable> {
-        locate::version(CADDY, &caddy_program()?, "version")
-    }
-
     /// Starts it again with all that was set by its API forgotten.
     ///
     /// # Errors
@@ -79,18 +63,6 @@ impl Caddy {
             }
             _ => self.restart(),
         }
-    }
-
-    /// The administration API: `http://127.0.0.1:port`.
-    #[must_use]
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address())
-    }
-
-    /// Where the administration API listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.server.port(0)))
     }
 
     /// An address for it to serve on, free until a test tells it to.
@@ -110,7 +82,7 @@ pub struct Nginx {
     server: Server,
 }
 
-common_methods!(Nginx);
+common_methods!(Nginx, NGINX, nginx_program, "-v", "http");
 
 const NGINX: &str = "nginx";
 
@@ -182,34 +154,6 @@ impl Nginx {
             })
         })?;
         Ok(Self { server })
-    }
-
-    /// Where its program is, when it is installed; starts nothing.
-    ///
-    /// # Errors
-    /// When it is not.
-    pub fn find() -> Result<PathBuf, Unavailable> {
-        nginx_program()
-    }
-
-    /// The version of the program installed (`1.22.1`).
-    ///
-    /// # Errors
-    /// When it is not installed.
-    pub fn version() -> Result<String, Unavailable> {
-        locate::version(NGINX, &nginx_program()?, "-v")
-    }
-
-    /// `http://127.0.0.1:port`.
-    #[must_use]
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address())
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.server.port(0)))
     }
 }
 

@@ -16,85 +16,26 @@ mod cases {
     pub(crate) mod reads;
     pub(crate) mod restarts;
 }
-mod hooks;
 mod support;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use flames_blob::BlobStore;
-use flames_conformance_runner::{Case, Row, Suite, cases, table};
+use flames_conformance_runner::{Interface, Row, Suite, table};
 
-pub use async_trait::async_trait;
-pub use flames_conformance_runner::{Time, Unavailable, failures};
-pub use hooks::{Faults, Hook};
+pub use flames_conformance_runner::{Faults, Harness, Hook, Hooks, Time, Unavailable, async_trait, failures};
 
 use crate::cases::{atomicity, faults, listings, model, puts, races, reads, restarts};
 
 /// A store of a case's own.
-#[async_trait]
-pub trait Fixture: Send + Sync {
-    /// The store: the same at each call, empty at the first.
+pub trait Fixture: Hooks {
+    /// The store, as it was opened last: empty at first. Cases drop their own handles before they have it opened anew.
     fn store(&self) -> Arc<dyn BlobStore>;
-
-    /// Ends the store and opens what it left, as the next process would. Cases drop their own handles before. Called only when
-    /// the harness is durable.
-    async fn reopen(&self) -> Arc<dyn BlobStore>;
-
-    /// Within how long each call that the network or the server holds up ends: the store's configured deadline, over all its tries.
-    /// Cases that break something wait for it several times, so fixtures for [`Hook`]s set 1 to 3 seconds.
-    fn operation_deadline(&self) -> Duration {
-        Duration::from_secs(10)
-    }
-
-    /// With [`Hook::Faults`]: the way between the store and its server.
-    fn faults(&self) -> &dyn Faults {
-        panic!("the harness has `Hook::Faults`, but its fixture has no `faults`");
-    }
-
-    /// With [`Hook::Restart`]: kills the server without a warning (SIGKILL), starts it again on the same data, and returns once it
-    /// takes connections.
-    async fn restart_server(&self) {
-        panic!("the harness has `Hook::Restart`, but its fixture has no `restart_server`");
-    }
 }
 
-/// How a provider is put to the test.
-#[async_trait]
-pub trait Harness: Send + Sync + 'static {
-    /// The provider's name, as [`BlobStore::name`] gives it.
-    fn name(&self) -> &'static str;
-
-    /// The time that the cases run in.
-    fn time(&self) -> Time;
-
-    /// Whether blobs outlive the store that they were put into.
-    fn is_durable(&self) -> bool;
-
-    /// Why the provider cannot be tested here, known without connecting.
-    fn unavailable(&self) -> Option<Unavailable> {
-        None
-    }
-
-    /// What the fixtures of [`Harness::fresh_for`] can do beyond the store's own calls, told without connecting anywhere.
-    fn hooks(&self) -> &'static [Hook] {
-        &[]
-    }
-
-    /// A fixture with an empty store.
-    async fn fresh(&self) -> Box<dyn Fixture>;
-
-    /// As [`Harness::fresh`], with a fixture that can do what `hook`, one of [`Harness::hooks`], names: behind a proxy of its own, or
-    /// over a server of its own.
-    async fn fresh_for(&self, hook: Hook) -> Box<dyn Fixture> {
-        let _ = hook;
-        self.fresh().await
-    }
-}
-
-fn rows() -> Vec<Row<Box<dyn Fixture>>> {
-    table![
+fn interface() -> Interface<dyn Fixture> {
+    let rows: Vec<Row<Box<dyn Fixture>>> = table![
         puts:
             a_blob_reads_back_as_it_was_put,
             an_empty_blob_is_a_blob,
@@ -152,49 +93,17 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             a_read_that_goes_on_after_a_replacement_is_never_stitched if faults,
             a_listing_cut_at_any_byte_is_right_or_told if faults,
             a_stalled_network_ends_every_call_within_its_deadline if faults,
-    ]
+    ];
+    Interface { name: "blob", noun: "store", rows }
 }
 
 /// The suite, for one provider.
-pub fn suite(harness: impl Harness) -> Suite {
-    let harness = Arc::new(harness);
-    Suite {
-        name: "blob",
-        provider: harness.name(),
-        unavailable: harness.unavailable(),
-        time: harness.time(),
-        cases: cases_for(&harness),
-    }
-}
-
-fn cases_for<H: Harness>(harness: &Arc<H>) -> Vec<Case> {
-    let hook_of =
-        |row: &Row<Box<dyn Fixture>>| Hook::ALL.into_iter().find(|hook| row.needs == Some(hook.name()));
-    let mut all = Vec::new();
-    // Cases that need a hook run on fixtures that have it.
-    for hook in [None].into_iter().chain(Hook::ALL.map(Some)) {
-        let rows: Vec<_> = rows().into_iter().filter(|row| hook_of(row) == hook).collect();
-        let lacks = |capability: &str| match hook {
-            Some(hook) => (!harness.hooks().contains(&hook)).then(|| hook.missing().to_owned()),
-            None => (capability == "durable" && !harness.is_durable())
-                .then(|| "blobs do not outlive the store".to_owned()),
-        };
-        let fresh = Arc::clone(harness);
-        all.extend(cases(rows, lacks, move || {
-            let harness = Arc::clone(&fresh);
-            async move {
-                match hook {
-                    Some(hook) => harness.fresh_for(hook).await,
-                    None => harness.fresh().await,
-                }
-            }
-        }));
-    }
-    all
+pub fn suite(harness: impl Harness<dyn Fixture>) -> Suite {
+    interface().suite(harness)
 }
 
 /// Runs the suite as the test binary that it is in.
-pub fn run(harness: impl Harness) -> ExitCode {
+pub fn run(harness: impl Harness<dyn Fixture>) -> ExitCode {
     flames_conformance_runner::run(suite(harness))
 }
 
@@ -202,7 +111,7 @@ pub fn run(harness: impl Harness) -> ExitCode {
 mod tests {
     #[test]
     fn every_case_is_in_the_table_and_every_promised_case_is_written() {
-        let names: Vec<_> = super::rows().iter().map(|row| row.name).collect();
+        let names: Vec<_> = super::interface().rows.iter().map(|row| row.name).collect();
         flames_conformance_runner::assert_table_is_complete(
             &names,
             &[

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use flames_blob::BlobStore;
-use flames_blob_conformance::{Fixture, Harness, Time, async_trait};
+use flames_blob_conformance::{Fixture, Harness, Hooks, Time, async_trait};
 use flames_blob_memory::MemoryBlobStore;
 use flames_clock::SimulatedClock;
 
@@ -13,28 +13,23 @@ struct Memory;
 struct Fresh(Arc<MemoryBlobStore>);
 
 #[async_trait]
-impl Harness for Memory {
+impl Harness<dyn Fixture> for Memory {
     fn name(&self) -> &'static str {
         "memory"
     }
     fn time(&self) -> Time {
         Time::Paused
     }
-    fn is_durable(&self) -> bool {
-        false
-    }
     async fn fresh(&self) -> Box<dyn Fixture> {
         Box::new(Fresh(Arc::new(MemoryBlobStore::new(Arc::new(SimulatedClock::at_fixed_start())))))
     }
 }
 
-#[async_trait]
+impl Hooks for Fresh {}
+
 impl Fixture for Fresh {
     fn store(&self) -> Arc<dyn BlobStore> {
         self.0.clone()
-    }
-    async fn reopen(&self) -> Arc<dyn BlobStore> {
-        unreachable!("a store in memory does not outlive its process")
     }
 }
 

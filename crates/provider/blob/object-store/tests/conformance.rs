@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use flames_blob::BlobStore;
-use flames_blob_conformance::{Fixture, Harness, Time, async_trait};
+use flames_blob_conformance::{Fixture, Harness, Hooks, async_trait};
 use flames_blob_object_store::FsBlobStore;
 use flames_clock::SystemClock;
 use tempfile::TempDir;
@@ -24,12 +24,9 @@ async fn open(folder: &TempDir) -> Arc<FsBlobStore> {
 }
 
 #[async_trait]
-impl Harness for LocalFiles {
+impl Harness<dyn Fixture> for LocalFiles {
     fn name(&self) -> &'static str {
         "fs"
-    }
-    fn time(&self) -> Time {
-        Time::Real
     }
     fn is_durable(&self) -> bool {
         true
@@ -40,16 +37,18 @@ impl Harness for LocalFiles {
     }
 }
 
-#[async_trait]
 impl Fixture for Fresh {
     fn store(&self) -> Arc<dyn BlobStore> {
         self.store.lock().unwrap().clone().unwrap()
     }
-    async fn reopen(&self) -> Arc<dyn BlobStore> {
+}
+
+#[async_trait]
+impl Hooks for Fresh {
+    async fn reopen(&self) {
         drop(self.store.lock().unwrap().take());
         let store = open(&self.folder).await;
-        *self.store.lock().unwrap() = Some(Arc::clone(&store));
-        store
+        *self.store.lock().unwrap() = Some(store);
     }
 }
 

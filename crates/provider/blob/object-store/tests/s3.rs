@@ -7,15 +7,13 @@
 mod common;
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flames_blob::BlobStore;
-use flames_blob_conformance::{Faults, Fixture, Harness, Hook, Time, Unavailable, async_trait};
+use flames_blob_conformance::{Faults, Fixture, Harness, Hook, Hooks, Unavailable, async_trait};
 use flames_blob_object_store::{CloudBlobStore, CloudLimits, S3Config};
-use flames_test_servers::{Direction, Fault, FaultProxy, SeaweedFs, shared};
-use tempfile::TempDir;
+use flames_test_servers::{FaultProxy, OwnServer, SeaweedFs, shared};
 
 struct S3;
 
@@ -23,14 +21,8 @@ struct Fresh {
     store: Mutex<Option<Arc<CloudBlobStore>>>,
     config: S3Config,
     limits: CloudLimits,
-    network: Option<Network>,
-    server: Option<(Arc<SeaweedFs>, TempDir)>,
-}
-
-/// A proxy between the store and the server.
-struct Network {
-    proxy: FaultProxy,
-    cuts: AtomicU64,
+    network: Option<FaultProxy>,
+    server: Option<OwnServer<SeaweedFs>>,
 }
 
 impl Fresh {
@@ -41,19 +33,15 @@ impl Fresh {
 }
 
 #[async_trait]
-impl Harness for S3 {
+impl Harness<dyn Fixture> for S3 {
     fn name(&self) -> &'static str {
         "s3"
-    }
-    fn time(&self) -> Time {
-        Time::Real
     }
     fn is_durable(&self) -> bool {
         true
     }
     fn unavailable(&self) -> Option<Unavailable> {
-        let missing = shared::s3().err()?;
-        Some(Unavailable { service: missing.service.to_owned(), reason: missing.reason })
+        shared::s3().err().map(Into::into)
     }
     fn hooks(&self) -> &'static [Hook] {
         &[Hook::Faults, Hook::Restart]
@@ -68,38 +56,37 @@ impl Harness for S3 {
             Hook::Faults => {
                 let access = shared::s3().unwrap();
                 common::make_bucket(&access).await;
-                let upstream = access.endpoint.trim_start_matches("http://").parse().unwrap();
-                let proxy = FaultProxy::start(upstream).await.unwrap();
+                let (proxy, _) = FaultProxy::before_url(&access.endpoint).await.unwrap();
                 let config = common::config(&access.through(proxy.address()));
                 let mut fresh = Fresh::new(config, common::impatient()).await;
-                fresh.network = Some(Network { proxy, cuts: AtomicU64::new(0) });
+                fresh.network = Some(proxy);
                 Box::new(fresh)
             }
             Hook::Restart => {
-                let folder = tempfile::tempdir().unwrap();
-                let path = folder.path().to_owned();
-                let server = tokio::task::spawn_blocking(move || SeaweedFs::start(path)).await.unwrap();
-                let server = Arc::new(server.unwrap());
+                let server = OwnServer::<SeaweedFs>::start().await;
                 let access = server.access();
                 common::make_bucket(&access).await;
                 let mut fresh = Fresh::new(common::config(&access), common::impatient()).await;
-                fresh.server = Some((server, folder));
+                fresh.server = Some(server);
                 Box::new(fresh)
             }
+            Hook::Exhaustion | Hook::Clock => self.fresh().await,
         }
     }
 }
 
-#[async_trait]
 impl Fixture for Fresh {
     fn store(&self) -> Arc<dyn BlobStore> {
         self.store.lock().unwrap().clone().unwrap()
     }
-    async fn reopen(&self) -> Arc<dyn BlobStore> {
+}
+
+#[async_trait]
+impl Hooks for Fresh {
+    async fn reopen(&self) {
         drop(self.store.lock().unwrap().take());
         let store = common::open(&self.config, self.limits).await.unwrap();
-        *self.store.lock().unwrap() = Some(Arc::clone(&store));
-        store
+        *self.store.lock().unwrap() = Some(store);
     }
     fn operation_deadline(&self) -> Duration {
         (self.limits.call + self.limits.longest_pause) * self.limits.attempts
@@ -108,33 +95,7 @@ impl Fixture for Fresh {
         self.network.as_ref().unwrap()
     }
     async fn restart_server(&self) {
-        let server = Arc::clone(&self.server.as_ref().unwrap().0);
-        tokio::task::spawn_blocking(move || server.restart()).await.unwrap().unwrap();
-    }
-}
-
-#[async_trait]
-impl Faults for Network {
-    async fn cut_connections(&self) {
-        self.proxy.cut_now();
-    }
-    async fn cut_after(&self, bytes: u64) {
-        // A fault belongs to a connection from its first byte: those that are open make way for new ones.
-        // Requests are cut, and answers, in turn.
-        let is_request = self.cuts.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
-        let direction = if is_request { Direction::ToServer } else { Direction::ToClient };
-        self.proxy.fail_next(Fault::CutAfter { bytes, direction });
-        self.proxy.cut_now();
-    }
-    async fn stall(&self) {
-        self.proxy.stall(true);
-    }
-    async fn stall_answers(&self) {
-        self.proxy.swallow(Direction::ToClient);
-    }
-    async fn heal(&self) {
-        self.proxy.heal();
-        self.proxy.cut_now();
+        self.server.as_ref().unwrap().restart().await;
     }
 }
 

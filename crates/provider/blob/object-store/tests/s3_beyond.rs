@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use flames_blob::{BlobKey, BlobStore, BlobStoreExt, PutOptions};
 use flames_blob_object_store::{CloudLimits, S3Config};
-use flames_conformance_runner::{Row, Suite, Time, Unavailable, cases, table};
+use flames_conformance_runner::{Row, Suite, run, table};
 use flames_error::{Error, ErrorKind};
 use flames_test_servers::{S3Access, shared};
 use futures::StreamExt;
@@ -19,15 +19,7 @@ use futures::StreamExt;
 const MIB: usize = 1024 * 1024;
 
 fn main() -> ExitCode {
-    let missing = shared::s3().err();
-    flames_conformance_runner::run(Suite {
-        name: "blob-beyond",
-        provider: "s3",
-        unavailable: missing
-            .map(|missing| Unavailable { service: missing.service.to_owned(), reason: missing.reason }),
-        time: Time::Real,
-        cases: cases(rows(), |_| None, fresh),
-    })
+    run(Suite::own_tests("blob-beyond", "s3", shared::s3().err(), rows(), fresh))
 }
 
 fn rows() -> Vec<Row<Box<S3Access>>> {

@@ -7,9 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use flames_cache::{CacheKey, CacheStore, CacheStoreExt, MAX_TTL};
 use flames_clock::{RandomExt, SeededRandom};
+use flames_conformance_runner::seeds;
 use flames_error::{Error, ErrorKind, Result};
 
-use crate::{Fixture, bytes, key, seeds};
+use crate::{Fixture, bytes, key};
 
 /// Beyond a call's own deadline: what a busy machine may add.
 const SLACK: Duration = Duration::from_secs(2);

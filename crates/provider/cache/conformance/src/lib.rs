@@ -11,7 +11,6 @@
 
 mod compare_and_set;
 mod faults;
-mod hooks;
 mod limits;
 mod model;
 mod values;
@@ -20,51 +19,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use async_trait::async_trait;
 use bytes::Bytes;
 use flames_cache::{CacheCapabilities, CacheKey, CacheStore};
 use flames_clock::Clock;
-use flames_conformance_runner::{Case, Row, Suite, cases, table};
-pub use flames_conformance_runner::{Time, Unavailable, failures};
+pub use flames_conformance_runner::{Faults, Harness, Hook, Hooks, Time, Unavailable, async_trait, failures};
+use flames_conformance_runner::{Interface, Row, Suite, table};
 use flames_error::{ErrorKind, Result};
-pub use hooks::{Faults, Hook};
-
-/// How an adapter is brought under test.
-#[async_trait]
-pub trait Harness: Send + Sync + 'static {
-    /// The adapter's name, as its cache tells it.
-    fn name(&self) -> &'static str;
-
-    /// The time that the cases run in.
-    fn time(&self) -> Time;
-
-    /// What the cache can do, as it tells it itself.
-    fn capabilities(&self) -> CacheCapabilities;
-
-    /// Why the adapter cannot be tested here, known without connecting.
-    fn unavailable(&self) -> Option<Unavailable> {
-        None
-    }
-
-    /// What the fixtures of [`Harness::fresh_for`] can do beyond the cache's own calls, told without connecting anywhere.
-    fn hooks(&self) -> &'static [Hook] {
-        &[]
-    }
-
-    /// An empty cache, for one case.
-    async fn fresh(&self) -> Box<dyn Fixture>;
-
-    /// As [`Harness::fresh`], with a fixture that can do what `hook`, one of [`Harness::hooks`], names: behind a proxy of its own, or
-    /// over a server of its own.
-    async fn fresh_for(&self, hook: Hook) -> Box<dyn Fixture> {
-        let _ = hook;
-        self.fresh().await
-    }
-}
 
 /// One fresh cache and its time.
 #[async_trait]
-pub trait Fixture: Send + Sync {
+pub trait Fixture: Hooks {
     /// The cache.
     fn cache(&self) -> Arc<dyn CacheStore>;
 
@@ -78,27 +42,10 @@ pub trait Fixture: Send + Sync {
     async fn advance(&self, duration: Duration) {
         self.clock().sleep(duration).await;
     }
-
-    /// Within how long each call ends, whatever the network and the server do: the cache's configured deadline. Cases that break
-    /// something wait for it several times, so fixtures for [`Hook`]s set about a second.
-    fn operation_deadline(&self) -> Duration {
-        Duration::from_secs(10)
-    }
-
-    /// With [`Hook::Faults`]: the way between the cache and its server.
-    fn faults(&self) -> &dyn Faults {
-        panic!("the harness has `Hook::Faults`, but its fixture has no `faults`");
-    }
-
-    /// With [`Hook::Restart`]: kills the server without a warning (SIGKILL), starts it again with whatever it kept, and returns once it
-    /// takes connections.
-    async fn restart_server(&self) {
-        panic!("the harness has `Hook::Restart`, but its fixture has no `restart_server`");
-    }
 }
 
-fn rows() -> Vec<Row<Box<dyn Fixture>>> {
-    table![
+fn interface() -> Interface<dyn Fixture> {
+    let rows: Vec<Row<Box<dyn Fixture>>> = table![
         values:
             what_was_set_is_read_or_missed_never_wrong,
             a_value_is_remembered_while_nothing_pushes_it_out,
@@ -134,58 +81,25 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             an_answer_that_never_comes_is_an_unknown_outcome if faults,
             a_stalled_network_ends_every_call_within_its_deadline if faults,
             a_server_killed_under_load_makes_forget_and_never_lie if restart,
-    ]
+    ];
+    Interface { name: "cache", noun: "cache", rows }
 }
 
-/// The suite for one adapter.
-pub fn suite(harness: impl Harness) -> Suite {
-    let harness = Arc::new(harness);
-    Suite {
-        name: "cache",
-        provider: harness.name(),
-        unavailable: harness.unavailable(),
-        time: harness.time(),
-        cases: cases_for(&harness),
-    }
+/// The suite for one adapter, whose cache can do what `told` says, as it tells it itself.
+pub fn suite(harness: impl Harness<dyn Fixture>, told: CacheCapabilities) -> Suite {
+    let lacks = |capability: &str| match capability {
+        "compare_and_set" => (!told.compare_and_set).then(|| "the cache has no compare_and_set".to_owned()),
+        "no_compare_and_set" => told.compare_and_set.then(|| "the cache has compare_and_set".to_owned()),
+        unknown => panic!("the table names a capability that does not exist: {unknown}"),
+    };
+    interface().suite_with(harness, lacks, async move |fixture| {
+        assert_eq!(fixture.cache().capabilities(), told, "the harness tells the truth");
+    })
 }
 
-fn cases_for<H: Harness>(harness: &Arc<H>) -> Vec<Case> {
-    let can = harness.capabilities().compare_and_set;
-    let hook_of =
-        |row: &Row<Box<dyn Fixture>>| Hook::ALL.into_iter().find(|hook| row.needs == Some(hook.name()));
-    let mut all = Vec::new();
-    // Cases that need a hook run on fixtures that have it.
-    for hook in [None].into_iter().chain(Hook::ALL.map(Some)) {
-        let rows: Vec<_> = rows().into_iter().filter(|row| hook_of(row) == hook).collect();
-        let lacks = |capability: &str| match (hook, capability) {
-            (Some(hook), _) => (!harness.hooks().contains(&hook)).then(|| hook.missing().to_owned()),
-            (None, "compare_and_set") if !can => Some("the cache has no compare_and_set".to_owned()),
-            (None, "no_compare_and_set") if can => Some("the cache has compare_and_set".to_owned()),
-            (None, _) => None,
-        };
-        let fresh = Arc::clone(harness);
-        all.extend(cases(rows, lacks, move || {
-            let harness = Arc::clone(&fresh);
-            async move {
-                let fixture = match hook {
-                    Some(hook) => harness.fresh_for(hook).await,
-                    None => harness.fresh().await,
-                };
-                assert_eq!(
-                    fixture.cache().capabilities(),
-                    harness.capabilities(),
-                    "the harness tells the truth"
-                );
-                fixture
-            }
-        }));
-    }
-    all
-}
-
-/// The whole of an adapter's `tests/conformance.rs` (`harness = false`): `fn main() -> ExitCode { run(Harness) }`.
-pub fn run(harness: impl Harness) -> ExitCode {
-    flames_conformance_runner::run(suite(harness))
+/// The whole of an adapter's `tests/conformance.rs` (`harness = false`): `fn main() -> ExitCode { run(Adapter, …) }`.
+pub fn run(harness: impl Harness<dyn Fixture>, told: CacheCapabilities) -> ExitCode {
+    flames_conformance_runner::run(suite(harness, told))
 }
 
 /// What cases do over and over, in the words that they are read in.
@@ -244,19 +158,6 @@ fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
-/// The seeds that a case runs with: its own, or the one that the environment variable `FLAMES_SEED` gives. They are printed, so
-/// that a failure can be repeated.
-#[allow(clippy::print_stderr)]
-fn seeds<const N: usize>(case: &str, own: [u64; N]) -> Vec<u64> {
-    let given = std::env::var("FLAMES_SEED").ok();
-    let seeds = match given {
-        Some(text) => vec![text.parse().expect("FLAMES_SEED is a number")],
-        None => own.to_vec(),
-    };
-    eprintln!("{case}: seeds {seeds:?} (FLAMES_SEED=N runs it with another)");
-    seeds
-}
-
 #[track_caller]
 fn refused<T: std::fmt::Debug>(answer: Result<T>, kind: ErrorKind) {
     assert_eq!(answer.unwrap_err().kind(), kind);
@@ -268,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_case_written_and_every_case_promised() {
-        let names: Vec<&str> = super::rows().iter().map(|row| row.name).collect();
+        let names: Vec<&str> = super::interface().rows.iter().map(|row| row.name).collect();
         assert_table_is_complete(
             &names,
             &[

@@ -2,24 +2,19 @@
 //! difference.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flames_cache::CacheStoreExt;
 use flames_clock::Monotonic;
+use flames_conformance_runner::{Sequences, seeds};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::strategy::ValueTree;
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::{Fixture, key, seeds};
+use crate::{Fixture, key};
 
-/// At least so many sequences of so many steps at most, and more while there is time.
-const SEQUENCES: std::ops::RangeInclusive<usize> = 12..=64;
+const SEQUENCES: Sequences = Sequences { least: 12, most: 64, time: Duration::from_secs(6) };
 const STEPS: usize = 30;
-const TIME: Duration = Duration::from_secs(6);
-/// How often a sequence that fails is run again to cut it down.
-const SHRINKS: usize = 300;
 const KEYS: [&str; 4] = ["a", "a:", "{a}b", "b"];
 
 #[derive(Debug, Clone)]
@@ -154,8 +149,7 @@ impl Run<'_> {
 }
 
 /// Runs a sequence on keys of its own.
-async fn run(fixture: &dyn Fixture, number: &mut usize, steps: &[Step]) -> Result<(), Difference> {
-    *number += 1;
+async fn run(fixture: &dyn Fixture, number: usize, steps: &[Step]) -> Result<(), Difference> {
     let mut run = Run { fixture, prefix: format!("run/{number}/"), values: BTreeMap::new(), writes: 0 };
     for step in steps {
         run.step(step).await?;
@@ -166,49 +160,7 @@ async fn run(fixture: &dyn Fixture, number: &mut usize, steps: &[Step]) -> Resul
     Ok(())
 }
 
-/// Cuts a sequence that shows a difference down, as far as it goes.
-async fn shrink(
-    fixture: &dyn Fixture,
-    number: &mut usize,
-    tree: &mut dyn ValueTree<Value = Vec<Step>>,
-    mut difference: Difference,
-) -> (Vec<Step>, Difference) {
-    let mut shortest = tree.current();
-    let mut smaller = tree.simplify();
-    for _ in 0..SHRINKS {
-        if !smaller {
-            break;
-        }
-        let steps = tree.current();
-        smaller = match run(fixture, number, &steps).await {
-            Err(found) => {
-                (shortest, difference) = (steps, found);
-                tree.simplify()
-            }
-            Ok(()) => tree.complicate(),
-        };
-    }
-    (shortest, difference)
-}
-
 pub(crate) async fn random_operations_agree_with_a_model_that_may_forget(fixture: &dyn Fixture) {
-    let mut number = 0;
-    for seed in seeds("random_operations_agree_with_a_model_that_may_forget", [101]) {
-        let started = Instant::now();
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-        let mut runner = TestRunner::new_with_rng(Config::default(), random);
-        let sequences = steps();
-        for sequence in 1..=*SEQUENCES.end() {
-            if sequence > *SEQUENCES.start() && started.elapsed() > TIME {
-                break;
-            }
-            let mut tree = sequences.new_tree(&mut runner).unwrap();
-            if let Err(difference) = run(fixture, &mut number, &tree.current()).await {
-                let (steps, difference) = shrink(fixture, &mut number, &mut tree, difference).await;
-                panic!("seed {seed}, sequence {sequence}: {difference}\nthe shortest found: {steps:#?}");
-            }
-        }
-    }
+    let seeds = seeds("random_operations_agree_with_a_model_that_may_forget", [101]);
+    SEQUENCES.agree(seeds, steps(), async |number, steps| run(fixture, number, steps).await).await;
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flames_cache::{CacheCapabilities, CacheStore};
-use flames_cache_conformance::{Fixture, Harness, Time, async_trait};
+use flames_cache_conformance::{Fixture, Harness, Hooks, Time, async_trait};
 use flames_cache_memory::MemoryCache;
 use flames_clock::{Clock, SimulatedClock};
 
@@ -17,15 +17,12 @@ struct Fresh {
 }
 
 #[async_trait]
-impl Harness for Memory {
+impl Harness<dyn Fixture> for Memory {
     fn name(&self) -> &'static str {
         "memory"
     }
     fn time(&self) -> Time {
         Time::Paused
-    }
-    fn capabilities(&self) -> CacheCapabilities {
-        CacheCapabilities { compare_and_set: true }
     }
     async fn fresh(&self) -> Box<dyn Fixture> {
         let clock = Arc::new(SimulatedClock::at_fixed_start());
@@ -33,7 +30,8 @@ impl Harness for Memory {
     }
 }
 
-#[async_trait]
+impl Hooks for Fresh {}
+
 impl Fixture for Fresh {
     fn cache(&self) -> Arc<dyn CacheStore> {
         Arc::new(self.cache.clone())
@@ -47,5 +45,5 @@ impl Fixture for Fresh {
 }
 
 fn main() -> ExitCode {
-    flames_cache_conformance::run(Memory)
+    flames_cache_conformance::run(Memory, CacheCapabilities { compare_and_set: true })
 }

@@ -11,21 +11,14 @@ use bytes::Bytes;
 use flames_cache::{CacheKey, CacheStore, CacheStoreExt, MAX_TTL};
 use flames_cache_redis::{RedisCache, RedisConfig};
 use flames_clock::SystemClock;
-use flames_conformance_runner::{Row, Suite, Time, Unavailable, cases, table};
+use flames_conformance_runner::{Row, Suite, run, table};
 use flames_error::{Error, ErrorKind, Result};
 use flames_test_servers::{Redis, free_ports, shared};
 use tempfile::TempDir;
 
 fn main() -> ExitCode {
-    flames_conformance_runner::run(Suite {
-        name: "cache-beyond",
-        provider: "redis",
-        unavailable: shared::redis()
-            .err()
-            .map(|missing| Unavailable { service: missing.service.to_owned(), reason: missing.reason }),
-        time: Time::Real,
-        cases: cases(rows(), |_| None, async || Box::new(tempfile::tempdir().unwrap())),
-    })
+    let fresh = async || Box::new(tempfile::tempdir().unwrap());
+    run(Suite::own_tests("cache-beyond", "redis", shared::redis().err(), rows(), fresh))
 }
 
 fn rows() -> Vec<Row<Box<TempDir>>> {

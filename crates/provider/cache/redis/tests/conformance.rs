@@ -4,32 +4,23 @@
 // Helpers of tests may panic.
 #![allow(clippy::unwrap_used)]
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flames_cache::{CacheCapabilities, CacheStore};
-use flames_cache_conformance::{Faults, Fixture, Harness, Hook, Time, Unavailable, async_trait};
+use flames_cache_conformance::{Faults, Fixture, Harness, Hook, Hooks, Unavailable, async_trait};
 use flames_cache_redis::{RedisCache, RedisConfig};
 use flames_clock::{Clock, RandomExt, SystemClock, SystemRandom};
-use flames_test_servers::{Direction, Fault, FaultProxy, Redis, shared};
-use tempfile::TempDir;
+use flames_test_servers::{FaultProxy, OwnServer, Redis, shared};
 
 struct OverRedis;
 
 struct Fresh {
     clock: Arc<SystemClock>,
     cache: Arc<RedisCache>,
-    network: Option<Network>,
-    server: Option<(Arc<Redis>, TempDir)>,
-}
-
-/// A proxy between the cache and the server.
-struct Network {
-    proxy: FaultProxy,
-    cuts: AtomicU64,
+    network: Option<FaultProxy>,
+    server: Option<OwnServer<Redis>>,
 }
 
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -46,19 +37,12 @@ impl Fresh {
 }
 
 #[async_trait]
-impl Harness for OverRedis {
+impl Harness<dyn Fixture> for OverRedis {
     fn name(&self) -> &'static str {
         "redis"
     }
-    fn time(&self) -> Time {
-        Time::Real
-    }
-    fn capabilities(&self) -> CacheCapabilities {
-        CacheCapabilities { compare_and_set: true }
-    }
     fn unavailable(&self) -> Option<Unavailable> {
-        let missing = shared::redis().err()?;
-        Some(Unavailable { service: missing.service.to_owned(), reason: missing.reason })
+        shared::redis().err().map(Into::into)
     }
     fn hooks(&self) -> &'static [Hook] {
         &[Hook::Faults, Hook::Restart]
@@ -69,28 +53,22 @@ impl Harness for OverRedis {
     async fn fresh_for(&self, hook: Hook) -> Box<dyn Fixture> {
         match hook {
             Hook::Faults => {
-                let url = shared::redis().unwrap();
-                let upstream: SocketAddr =
-                    url.trim_start_matches("redis://").trim_end_matches('/').parse().unwrap();
-                let proxy = FaultProxy::start(upstream).await.unwrap();
-                let mut fresh = Fresh::new(format!("redis://{}", proxy.address())).await;
-                fresh.network = Some(Network { proxy, cuts: AtomicU64::new(0) });
+                let (proxy, through) = FaultProxy::before_url(&shared::redis().unwrap()).await.unwrap();
+                let mut fresh = Fresh::new(through).await;
+                fresh.network = Some(proxy);
                 Box::new(fresh)
             }
             Hook::Restart => {
-                let folder = tempfile::tempdir().unwrap();
-                let path = folder.path().to_owned();
-                let server = tokio::task::spawn_blocking(move || Redis::start(path)).await.unwrap().unwrap();
-                let server = Arc::new(server);
+                let server = OwnServer::<Redis>::start().await;
                 let mut fresh = Fresh::new(server.url()).await;
-                fresh.server = Some((server, folder));
+                fresh.server = Some(server);
                 Box::new(fresh)
             }
+            Hook::Exhaustion | Hook::Clock => self.fresh().await,
         }
     }
 }
 
-#[async_trait]
 impl Fixture for Fresh {
     fn cache(&self) -> Arc<dyn CacheStore> {
         self.cache.clone()
@@ -101,6 +79,10 @@ impl Fixture for Fresh {
     fn unit(&self) -> Duration {
         Duration::from_millis(120)
     }
+}
+
+#[async_trait]
+impl Hooks for Fresh {
     fn operation_deadline(&self) -> Duration {
         DEADLINE
     }
@@ -108,35 +90,10 @@ impl Fixture for Fresh {
         self.network.as_ref().unwrap()
     }
     async fn restart_server(&self) {
-        let server = Arc::clone(&self.server.as_ref().unwrap().0);
-        tokio::task::spawn_blocking(move || server.restart()).await.unwrap().unwrap();
-    }
-}
-
-#[async_trait]
-impl Faults for Network {
-    async fn cut_connections(&self) {
-        self.proxy.cut_now();
-    }
-    async fn cut_after(&self, bytes: u64) {
-        // A fault belongs to a connection from its first byte: those that are open make way for new ones. Requests are cut, and
-        // answers, in turn.
-        let is_request = self.cuts.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
-        let direction = if is_request { Direction::ToServer } else { Direction::ToClient };
-        self.proxy.fail_next(Fault::CutAfter { bytes, direction });
-        self.proxy.cut_now();
-    }
-    async fn stall(&self) {
-        self.proxy.stall(true);
-    }
-    async fn stall_answers(&self) {
-        self.proxy.swallow(Direction::ToClient);
-    }
-    async fn heal(&self) {
-        self.proxy.heal();
+        self.server.as_ref().unwrap().restart().await;
     }
 }
 
 fn main() -> ExitCode {
-    flames_cache_conformance::run(OverRedis)
+    flames_cache_conformance::run(OverRedis, CacheCapabilities { compare_and_set: true })
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use flames_ingress::{IngressCapabilities, IngressProvider};
 use flames_ingress_caddy::CaddyIngress;
-use flames_ingress_conformance::{Fixture, Harness, Time, Unavailable, async_trait};
+use flames_ingress_conformance::{Fixture, Harness, Unavailable, async_trait};
 use serde_json::json;
 use support::Caddy;
 
@@ -21,15 +21,9 @@ struct Running {
 }
 
 #[async_trait]
-impl Harness for Real {
+impl Harness<dyn Fixture> for Real {
     fn name(&self) -> &'static str {
         "caddy"
-    }
-    fn time(&self) -> Time {
-        Time::Real
-    }
-    fn capabilities(&self) -> IngressCapabilities {
-        IngressCapabilities { forwards: true, guest_targets: false }
     }
     fn unavailable(&self) -> Option<Unavailable> {
         support::unavailable()
@@ -47,5 +41,5 @@ impl Fixture for Running {
 }
 
 fn main() -> ExitCode {
-    flames_ingress_conformance::run(Real)
+    flames_ingress_conformance::run(Real, IngressCapabilities { forwards: true, guest_targets: false })
 }

@@ -6,7 +6,7 @@ mod support;
 
 use std::process::ExitCode;
 
-use flames_conformance_runner::{Row, Suite, Time, cases, run, table};
+use flames_conformance_runner::{Row, Suite, run, table};
 
 mod through {
     use flames_ingress::{IngressProvider, Route, RouteKey, RouteOwner, Target};
@@ -324,11 +324,6 @@ fn rows() -> Vec<Row<Box<()>>> {
 }
 
 fn main() -> ExitCode {
-    run(Suite {
-        name: "ingress-traffic",
-        provider: "caddy",
-        unavailable: support::unavailable(),
-        time: Time::Real,
-        cases: cases(rows(), |_| None, || async { Box::new(()) }),
-    })
+    let fresh = || async { Box::new(()) };
+    run(Suite::own_tests("ingress-traffic", "caddy", support::unavailable(), rows(), fresh))
 }

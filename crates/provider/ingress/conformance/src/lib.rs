@@ -16,43 +16,21 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-pub use async_trait::async_trait;
-use flames_conformance_runner::{Row, Suite, cases, table};
-pub use flames_conformance_runner::{Time, Unavailable, failures};
+pub use flames_conformance_runner::{Harness, Time, Unavailable, async_trait, failures};
+use flames_conformance_runner::{Interface, Row, Suite, table};
 use flames_error::{ErrorKind, Result};
 use flames_ingress::{
     IngressCapabilities, IngressProvider, Registration, Route, RouteKey, RouteOwner, Target,
 };
 
-/// How an adapter is brought under test.
-#[async_trait]
-pub trait Harness: Send + Sync + 'static {
-    /// The adapter's name, as it tells it.
-    fn name(&self) -> &'static str;
-
-    /// The time that the cases run in.
-    fn time(&self) -> Time;
-
-    /// What the ingress can do, as it tells it itself.
-    fn capabilities(&self) -> IngressCapabilities;
-
-    /// Why the adapter cannot be tested here, known without connecting.
-    fn unavailable(&self) -> Option<Unavailable> {
-        None
-    }
-
-    /// An ingress without routes, for one case.
-    async fn fresh(&self) -> Box<dyn Fixture>;
-}
-
-/// One fresh ingress.
+/// One fresh ingress, without routes.
 pub trait Fixture: Send + Sync {
     /// The ingress.
     fn ingress(&self) -> Arc<dyn IngressProvider>;
 }
 
-fn rows() -> Vec<Row<Box<dyn Fixture>>> {
-    table![
+fn interface() -> Interface<dyn Fixture> {
+    let rows: Vec<Row<Box<dyn Fixture>>> = table![
         routes:
             a_registered_route_is_listed,
             a_registered_route_has_the_url_that_is_told_of_it,
@@ -88,37 +66,24 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             a_reconciler_repairs_the_table_by_what_is_listed;
         model:
             any_order_of_calls_gives_the_table_of_the_model,
-    ]
+    ];
+    Interface { name: "ingress", noun: "ingress", rows }
 }
 
-/// The suite for one adapter.
-pub fn suite(harness: impl Harness) -> Suite {
-    let harness = Arc::new(harness);
-    let fresh = Arc::clone(&harness);
-    Suite {
-        name: "ingress",
-        provider: harness.name(),
-        unavailable: harness.unavailable(),
-        time: harness.time(),
-        cases: cases(
-            rows(),
-            |_| None,
-            move || {
-                let harness = Arc::clone(&fresh);
-                async move {
-                    let fixture = harness.fresh().await;
-                    let told = fixture.ingress().capabilities();
-                    assert_eq!(told, harness.capabilities(), "the harness tells the truth");
-                    fixture
-                }
-            },
-        ),
-    }
+/// The suite for one adapter, whose ingress can do what `told` says, as it tells it itself.
+pub fn suite(harness: impl Harness<dyn Fixture>, told: IngressCapabilities) -> Suite {
+    interface().suite_with(
+        harness,
+        |_| None,
+        async move |fixture| {
+            assert_eq!(fixture.ingress().capabilities(), told, "the harness tells the truth");
+        },
+    )
 }
 
-/// The whole of an adapter's `tests/conformance.rs` (`harness = false`): `fn main() -> ExitCode { run(Harness) }`.
-pub fn run(harness: impl Harness) -> ExitCode {
-    flames_conformance_runner::run(suite(harness))
+/// The whole of an adapter's `tests/conformance.rs` (`harness = false`): `fn main() -> ExitCode { run(Adapter, …) }`.
+pub fn run(harness: impl Harness<dyn Fixture>, told: IngressCapabilities) -> ExitCode {
+    flames_conformance_runner::run(suite(harness, told))
 }
 
 fn owner(vm: &str) -> RouteOwner {
@@ -177,7 +142,7 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_case_written_and_every_case_promised() {
-        let names: Vec<&str> = super::rows().iter().map(|row| row.name).collect();
+        let names: Vec<&str> = super::interface().rows.iter().map(|row| row.name).collect();
         assert_table_is_complete(
             &names,
             &[

@@ -1,17 +1,17 @@
 //! Random calls, and a model that says what each must answer and what must stand in the end.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use flames_conformance_runner::{Sequences, agree, seeds};
 use flames_error::ErrorKind;
 use flames_ingress::{IngressProvider, Route, RouteKey, Target};
 use proptest::prelude::*;
-use proptest::strategy::ValueTree;
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::{Fixture, address, key, list_all};
 
-/// How many sequences of calls are tried, and how long the longest is.
-const SEQUENCES: u32 = 24;
+const SEQUENCES: Sequences = Sequences { least: 24, most: 96, time: Duration::from_secs(4) };
+/// How long the longest sequence is.
 const CALLS: usize = 20;
 
 /// Few names, so that they meet.
@@ -66,8 +66,14 @@ impl Model {
     }
 }
 
-/// Makes the calls on both and tells the first difference.
-async fn difference(ingress: &dyn IngressProvider, calls: &[Call]) -> Option<String> {
+/// Makes the calls on both, from an empty table on.
+///
+/// # Errors
+/// The first difference.
+async fn compare(ingress: &dyn IngressProvider, calls: &[Call]) -> Result<(), String> {
+    for standing in list_all(ingress, 1_000).await {
+        ingress.unregister(&standing.route.key.vm).await.unwrap();
+    }
     let mut model = Model::default();
     let place = |vm: usize, port: usize| key(VMS[vm], PORTS[port]);
     for (number, call) in calls.iter().enumerate() {
@@ -99,7 +105,7 @@ async fn difference(ingress: &dyn IngressProvider, calls: &[Call]) -> Option<Str
             }
         };
         if !is_same {
-            return Some(format!("call {number} has another answer"));
+            return Err(format!("call {number} has another answer"));
         }
     }
     let wanted: Vec<(Route, Target)> = model.0.into_values().collect();
@@ -107,53 +113,19 @@ async fn difference(ingress: &dyn IngressProvider, calls: &[Call]) -> Option<Str
         registrations.into_iter().map(|listed| (listed.route, listed.target)).collect()
     };
     for limit in [2, 1_000] {
-        let listed = pairs(list_all(ingress, limit).await);
-        if listed != wanted {
-            return Some(format!("pages of {limit} list {listed:?}, not {wanted:?}"));
-        }
+        agree(&format!("what pages of {limit} list"), &pairs(list_all(ingress, limit).await), &wanted)?;
     }
     for vm in VMS {
         let told = pairs(ingress.get(&key(vm, 1).vm).await.unwrap());
-        let wanted: Vec<_> =
-            wanted.iter().filter(|(route, _)| route.key.vm.as_str() == vm).cloned().collect();
-        if told != wanted {
-            return Some(format!("{vm} is told to have {told:?}, not {wanted:?}"));
-        }
+        let wanted = wanted.iter().filter(|(route, _)| route.key.vm.as_str() == vm).cloned().collect();
+        agree(&format!("what {vm} is told to have"), &told, &wanted)?;
     }
-    None
-}
-
-async fn clear(ingress: &dyn IngressProvider) {
-    for standing in list_all(ingress, 1_000).await {
-        ingress.unregister(&standing.route.key.vm).await.unwrap();
-    }
+    Ok(())
 }
 
 pub(crate) async fn any_order_of_calls_gives_the_table_of_the_model(fixture: &dyn Fixture) {
-    let ingress = fixture.ingress();
-    // The same sequences in each run: a failure is seen again, and the reference runs the very calls that a server's adapter does.
-    let seed = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let mut runner = TestRunner::new_with_rng(Config::default(), seed);
-    for _ in 0..SEQUENCES {
-        let mut calls = proptest::collection::vec(call(), 1..=CALLS).new_tree(&mut runner).unwrap();
-        let Some(mut told) = difference(&*ingress, &calls.current()).await else {
-            clear(&*ingress).await;
-            continue;
-        };
-        let mut smallest = calls.current();
-        let mut steps = 0;
-        let mut is_simpler = calls.simplify();
-        while is_simpler && steps < 200 {
-            steps += 1;
-            clear(&*ingress).await;
-            is_simpler = match difference(&*ingress, &calls.current()).await {
-                Some(difference) => {
-                    (told, smallest) = (difference, calls.current());
-                    calls.simplify()
-                }
-                None => calls.complicate(),
-            };
-        }
-        panic!("{told}, after {smallest:#?}");
-    }
+    let (ingress, seeds) =
+        (fixture.ingress(), seeds("any_order_of_calls_gives_the_table_of_the_model", [101]));
+    let calls = proptest::collection::vec(call(), 1..=CALLS);
+    SEQUENCES.agree(seeds, calls, async |_, calls| compare(&*ingress, calls).await).await;
 }

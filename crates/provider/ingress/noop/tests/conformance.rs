@@ -12,15 +12,12 @@ struct Noop;
 struct Fresh(Arc<NoopIngress>);
 
 #[async_trait]
-impl Harness for Noop {
+impl Harness<dyn Fixture> for Noop {
     fn name(&self) -> &'static str {
         "noop"
     }
     fn time(&self) -> Time {
         Time::Paused
-    }
-    fn capabilities(&self) -> IngressCapabilities {
-        IngressCapabilities { forwards: false, guest_targets: true }
     }
     async fn fresh(&self) -> Box<dyn Fixture> {
         Box::new(Fresh(Arc::new(NoopIngress::new())))
@@ -34,5 +31,5 @@ impl Fixture for Fresh {
 }
 
 fn main() -> ExitCode {
-    flames_ingress_conformance::run(Noop)
+    flames_ingress_conformance::run(Noop, IngressCapabilities { forwards: false, guest_targets: true })
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use flames_ingress::{Dial, Duplex, IngressCapabilities, IngressProvider};
-use flames_ingress_conformance::{Fixture, Harness, Time, async_trait};
+use flames_ingress_conformance::{Fixture, Harness, async_trait};
 use flames_ingress_proxy::{Hooks, Proxy, ProxyConfig};
 use futures::future::BoxFuture;
 
@@ -24,15 +24,9 @@ struct WithGuests;
 struct Running(Arc<Proxy>);
 
 #[async_trait]
-impl Harness for WithGuests {
+impl Harness<dyn Fixture> for WithGuests {
     fn name(&self) -> &'static str {
         "proxy"
-    }
-    fn time(&self) -> Time {
-        Time::Real
-    }
-    fn capabilities(&self) -> IngressCapabilities {
-        IngressCapabilities { forwards: true, guest_targets: true }
     }
     #[allow(clippy::expect_used)]
     async fn fresh(&self) -> Box<dyn Fixture> {
@@ -49,5 +43,5 @@ impl Fixture for Running {
 }
 
 fn main() -> ExitCode {
-    flames_ingress_conformance::run(WithGuests)
+    flames_ingress_conformance::run(WithGuests, IngressCapabilities { forwards: true, guest_targets: true })
 }

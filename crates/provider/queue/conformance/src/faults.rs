@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flames_clock::{ClockExt, RandomExt, SeededRandom, Timestamp};
+use flames_conformance_runner::seeds;
 use flames_error::ErrorKind;
 use flames_queue::{EnqueueOptions, Topic};
 use futures::future::join_all;
 
 use crate::ledger::{Ledger, assert_is_told, in_time, is_out_of_reach, taken_once_reachable};
-use crate::{Bench, Fixture, seeds, topic};
+use crate::{Bench, Fixture, topic};
 
 /// After how long a case that tries one byte after the other stops.
 const LONG_ENOUGH: Duration = Duration::from_secs(20);

@@ -11,7 +11,6 @@ mod crowds;
 mod dedupe;
 mod delivery;
 mod faults;
-mod hooks;
 mod leases;
 mod ledger;
 mod limits;
@@ -25,54 +24,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use async_trait::async_trait;
 use bytes::Bytes;
 use flames_clock::{Clock, ClockExt, Timestamp};
-use flames_conformance_runner::{Case, Row, Suite, cases, table};
-pub use flames_conformance_runner::{Time, Unavailable, failures};
+pub use flames_conformance_runner::{
+    Faults, Harness, Held, Hook, Hooks, SettableClock, Time, Unavailable, async_trait, failures,
+};
+use flames_conformance_runner::{Interface, Row, Suite, table};
 use flames_error::{ErrorKind, Result};
 use flames_queue::{EnqueueOptions, Enqueued, Job, LeaseToken, Priority, Topic, WorkQueue, WorkerId};
-pub use hooks::{Faults, Held, Hook, JumpingClock};
-
-/// How an adapter is brought under test.
-#[async_trait]
-pub trait Harness: Send + Sync + 'static {
-    /// The adapter's name, as its queue tells it.
-    fn name(&self) -> &'static str;
-
-    /// The time that the cases run in.
-    fn time(&self) -> Time;
-
-    /// Why the adapter cannot be tested here, known without connecting.
-    fn unavailable(&self) -> Option<Unavailable> {
-        None
-    }
-
-    /// Whether what was enqueued is still there when the queue is opened anew. If so, its fixtures implement [`Fixture::reopen`].
-    fn is_durable(&self) -> bool {
-        false
-    }
-
-    /// What the fixtures of [`Harness::fresh_for`] can do beyond the queue's own calls, told without connecting anywhere.
-    fn hooks(&self) -> &'static [Hook] {
-        &[]
-    }
-
-    /// A queue that has no jobs, for one case.
-    async fn fresh(&self) -> Box<dyn Fixture>;
-
-    /// As [`Harness::fresh`], with a fixture that can do what `hook`, one of [`Harness::hooks`], names: behind a proxy of its own, over a
-    /// server of its own, with a small pool, or with a clock of its own.
-    async fn fresh_for(&self, hook: Hook) -> Box<dyn Fixture> {
-        let _ = hook;
-        self.fresh().await
-    }
-}
 
 /// One fresh queue and its time.
 #[async_trait]
-pub trait Fixture: Send + Sync {
-    /// The queue.
+pub trait Fixture: Hooks {
+    /// The queue, as it was opened last.
     fn queue(&self) -> Arc<dyn WorkQueue>;
 
     /// The clock by which the queue judges, or one that agrees with it to within a tenth of a unit.
@@ -85,45 +49,10 @@ pub trait Fixture: Send + Sync {
     async fn advance(&self, duration: Duration) {
         self.clock().sleep(duration).await;
     }
-
-    /// Closes the queue in order and opens it again. Afterwards [`Fixture::queue`] answers the one opened last.
-    async fn reopen(&self) {
-        panic!("the harness says that the queue is durable, but its fixture has no `reopen`");
-    }
-
-    /// Within how long each operation of the queue ends, whatever the network and the server do: the queue's configured deadline.
-    /// Cases that break something wait for it several times, so fixtures for [`Hook`]s set 1 to 2 seconds.
-    fn operation_deadline(&self) -> Duration {
-        Duration::from_secs(10)
-    }
-
-    /// With [`Hook::Faults`]: the way between the queue and its server.
-    fn faults(&self) -> &dyn Faults {
-        panic!("the harness has `Hook::Faults`, but its fixture has no `faults`");
-    }
-
-    /// With [`Hook::Restart`]: kills the server without a warning (SIGKILL), starts it again on the same data, and returns once it
-    /// takes connections. A queue inside this process is dropped, as by a crash, and opened anew instead. [`Fixture::queue`] is asked
-    /// again for each operation afterwards; it may answer the same queue as before.
-    async fn restart_server(&self) {
-        panic!("the harness has `Hook::Restart`, but its fixture has no `restart_server`");
-    }
-
-    /// With [`Hook::Exhaustion`]: uses up whatever the queue's operations need one of (takes every connection of its pool), until
-    /// the answer is dropped. Reads may be held up as well, or not.
-    async fn exhaust(&self) -> Held {
-        panic!("the harness has `Hook::Exhaustion`, but its fixture has no `exhaust`");
-    }
-
-    /// With [`Hook::Clock`]: makes the wall clock that the queue judges by jump, and [`Fixture::clock`] with it; monotonic time goes on
-    /// ([`JumpingClock::jump`]).
-    fn jump_clock(&self, by_ms: i64) {
-        panic!("the harness has `Hook::Clock`, but its fixture has no `jump_clock` ({by_ms} ms)");
-    }
 }
 
-fn rows() -> Vec<Row<Box<dyn Fixture>>> {
-    table![
+fn interface() -> Interface<dyn Fixture> {
+    let rows: Vec<Row<Box<dyn Fixture>>> = table![
         delivery:
             a_job_is_delivered_as_it_was_enqueued,
             an_empty_payload_and_the_largest_are_kept_whole,
@@ -218,58 +147,17 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             a_server_killed_under_load_loses_no_job if restart,
             leases_delays_and_signals_outlive_a_killed_server if restart,
             a_pool_that_is_used_up_is_told_as_exhausted if exhaustion,
-    ]
+    ];
+    Interface { name: "queue", noun: "queue", rows }
 }
 
 /// The suite for one adapter.
-pub fn suite(harness: impl Harness) -> Suite {
-    let harness = Arc::new(harness);
-    Suite {
-        name: "queue",
-        provider: harness.name(),
-        unavailable: harness.unavailable(),
-        time: harness.time(),
-        cases: cases_for(harness),
-    }
-}
-
-fn cases_for(harness: Arc<impl Harness>) -> Vec<Case> {
-    let (is_durable, hooks) = (harness.is_durable(), harness.hooks());
-    // Cases that need a hook run on fixtures that have it.
-    let (mut rows, mut by_hook) = (rows(), Vec::new());
-    for hook in Hook::ALL {
-        let (of_hook, others) = rows.into_iter().partition(|row| row.needs == Some(hook.name()));
-        rows = others;
-        by_hook.push((hook, of_hook));
-    }
-    let fresh = Arc::clone(&harness);
-    let mut all = cases(
-        rows,
-        |capability| match capability {
-            "durable" if is_durable => None,
-            other => Some(format!("the queue is not {other}")),
-        },
-        move || {
-            let harness = Arc::clone(&fresh);
-            async move { harness.fresh().await }
-        },
-    );
-    for (hook, rows) in by_hook {
-        let fresh = Arc::clone(&harness);
-        all.extend(cases(
-            rows,
-            |_| (!hooks.contains(&hook)).then(|| hook.missing().to_owned()),
-            move || {
-                let harness = Arc::clone(&fresh);
-                async move { harness.fresh_for(hook).await }
-            },
-        ));
-    }
-    all
+pub fn suite(harness: impl Harness<dyn Fixture>) -> Suite {
+    interface().suite(harness)
 }
 
 /// The whole of an adapter's `tests/conformance.rs` (`harness = false`): `fn main() -> ExitCode { run(Harness) }`.
-pub fn run(harness: impl Harness) -> ExitCode {
+pub fn run(harness: impl Harness<dyn Fixture>) -> ExitCode {
     flames_conformance_runner::run(suite(harness))
 }
 
@@ -373,17 +261,6 @@ fn refused<T: std::fmt::Debug>(answer: Result<T>, kind: ErrorKind) {
     assert_eq!(answer.unwrap_err().kind(), kind);
 }
 
-/// The seeds of a case that draws at random: its own, or the one that `FLAMES_SEED` names. They are printed, so that a failure tells.
-#[allow(clippy::print_stderr)]
-fn seeds<const N: usize>(case: &str, own: [u64; N]) -> Vec<u64> {
-    let seeds = match std::env::var("FLAMES_SEED").ok() {
-        Some(text) => vec![text.parse().unwrap()],
-        None => own.to_vec(),
-    };
-    eprintln!("{case}: seeds {seeds:?} (FLAMES_SEED=N runs it with another)");
-    seeds
-}
-
 async fn lease_is_lost(bench: &Bench<'_>, token: &LeaseToken) {
     refused(bench.queue.extend(token, bench.long()).await, ErrorKind::LeaseLost);
     refused(bench.queue.nack(token, Timestamp::UNIX_EPOCH).await, ErrorKind::LeaseLost);
@@ -397,7 +274,7 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_case_written_and_every_case_promised() {
-        let names: Vec<&str> = super::rows().iter().map(|row| row.name).collect();
+        let names: Vec<&str> = super::interface().rows.iter().map(|row| row.name).collect();
         assert_table_is_complete(
             &names,
             &[

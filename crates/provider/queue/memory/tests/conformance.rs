@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flames_clock::{Clock, SimulatedClock};
 use flames_queue::WorkQueue;
-use flames_queue_conformance::{Fixture, Harness, Hook, Time, async_trait};
+use flames_queue_conformance::{Fixture, Harness, Hook, Hooks, Time, async_trait};
 use flames_queue_memory::MemoryQueue;
 
 struct Memory;
@@ -17,7 +17,7 @@ struct Fresh {
 }
 
 #[async_trait]
-impl Harness for Memory {
+impl Harness<dyn Fixture> for Memory {
     fn name(&self) -> &'static str {
         "memory"
     }
@@ -33,7 +33,6 @@ impl Harness for Memory {
     }
 }
 
-#[async_trait]
 impl Fixture for Fresh {
     fn queue(&self) -> Arc<dyn WorkQueue> {
         Arc::new(self.queue.clone())
@@ -44,6 +43,9 @@ impl Fixture for Fresh {
     fn unit(&self) -> Duration {
         Duration::from_secs(10)
     }
+}
+
+impl Hooks for Fresh {
     fn jump_clock(&self, by_ms: i64) {
         self.clock.jump_wall(by_ms);
     }

@@ -7,20 +7,15 @@
 // What fails here fails the case.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../../sql/tests/server/network.rs"]
-mod network;
-
-use std::net::ToSocketAddrs;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flames_clock::{Clock, RandomExt, SystemClock, SystemRandom};
 use flames_queue::WorkQueue;
-use flames_queue_conformance::{Faults, Fixture, Harness, Hook, Time, Unavailable, async_trait};
+use flames_queue_conformance::{Faults, Fixture, Harness, Hook, Hooks, Unavailable, async_trait};
 use flames_queue_nats::{NatsConfig, NatsQueue};
-use flames_test_servers::shared;
-use network::Network;
+use flames_test_servers::{CutProxy, OwnServer, shared};
 
 /// The deadline of operations in cases that break something.
 const SHORT: Duration = Duration::from_millis(1_500);
@@ -31,12 +26,10 @@ struct Fresh {
     config: NatsConfig,
     queue: Mutex<Arc<NatsQueue>>,
     clock: SystemClock,
-    network: Option<Network>,
+    network: Option<CutProxy>,
     /// The URL at which the stream is removed at the end: of the shared server alone.
     shared: Option<String>,
-    server: Option<Arc<flames_test_servers::Nats>>,
-    /// Behind the server: dropped after it.
-    folder: Option<tempfile::TempDir>,
+    server: Option<OwnServer<flames_test_servers::Nats>>,
 }
 
 async fn open(config: &NatsConfig) -> Arc<NatsQueue> {
@@ -48,7 +41,7 @@ impl Fresh {
     async fn new(config: NatsConfig) -> Self {
         let queue = Mutex::new(open(&config).await);
         let clock = SystemClock::new();
-        Self { config, queue, clock, network: None, shared: None, server: None, folder: None }
+        Self { config, queue, clock, network: None, shared: None, server: None }
     }
 
     /// In a stream of its own on the shared server.
@@ -63,25 +56,20 @@ impl Fresh {
     /// As [`Fresh::shared`], over a network that breaks.
     async fn breakable() -> Self {
         let url = shared::nats().unwrap();
-        let place = url.rsplit_once('/').unwrap().1.to_owned();
-        let network = Network::before(place.to_socket_addrs().unwrap().next().unwrap()).await;
+        let (network, through) = CutProxy::before_url(&url).await.unwrap();
         let prefix = format!("t{:016x}", SystemRandom.next_u64());
-        let through = NatsConfig::at(format!("nats://{}", network.address()));
-        let mut fresh = Self::new(NatsConfig { prefix, operation_deadline: SHORT, ..through }).await;
+        let config = NatsConfig { prefix, operation_deadline: SHORT, ..NatsConfig::at(through) };
+        let mut fresh = Self::new(config).await;
         fresh.shared = Some(url);
         fresh.network = Some(network);
         fresh
     }
 
     async fn over_a_server_of_its_own() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().to_owned();
-        let start = tokio::task::spawn_blocking(move || flames_test_servers::Nats::start(path));
-        let server = Arc::new(start.await.unwrap().unwrap());
+        let server = OwnServer::<flames_test_servers::Nats>::start().await;
         let config = NatsConfig { operation_deadline: SHORT, ..NatsConfig::at(server.url()) };
         let mut fresh = Self::new(config).await;
         fresh.server = Some(server);
-        fresh.folder = Some(folder);
         fresh
     }
 
@@ -91,16 +79,12 @@ impl Fresh {
 }
 
 #[async_trait]
-impl Harness for Nats {
+impl Harness<dyn Fixture> for Nats {
     fn name(&self) -> &'static str {
         "nats"
     }
-    fn time(&self) -> Time {
-        Time::Real
-    }
     fn unavailable(&self) -> Option<Unavailable> {
-        let missing = shared::nats().err()?;
-        Some(Unavailable { service: missing.service.to_owned(), reason: missing.reason })
+        shared::nats().err().map(Into::into)
     }
     fn is_durable(&self) -> bool {
         true
@@ -120,7 +104,6 @@ impl Harness for Nats {
     }
 }
 
-#[async_trait]
 impl Fixture for Fresh {
     fn queue(&self) -> Arc<dyn WorkQueue> {
         self.queue()
@@ -131,6 +114,10 @@ impl Fixture for Fresh {
     fn unit(&self) -> Duration {
         Duration::from_millis(300)
     }
+}
+
+#[async_trait]
+impl Hooks for Fresh {
     async fn reopen(&self) {
         self.queue().close().await;
         let again = open(&self.config).await;
@@ -143,8 +130,7 @@ impl Fixture for Fresh {
         self.network.as_ref().unwrap()
     }
     async fn restart_server(&self) {
-        let server = Arc::clone(self.server.as_ref().unwrap());
-        tokio::task::spawn_blocking(move || server.restart()).await.unwrap().unwrap();
+        self.server.as_ref().unwrap().restart().await;
     }
 }
 

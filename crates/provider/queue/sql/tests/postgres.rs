@@ -4,22 +4,18 @@
 // What fails here fails the case.
 #![allow(clippy::unwrap_used)]
 
-#[path = "server/network.rs"]
-mod network;
 #[path = "server/schema.rs"]
 mod schema;
 
-use std::net::ToSocketAddrs;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flames_clock::{Clock, SystemClock};
 use flames_queue::WorkQueue;
-use flames_queue_conformance::{Faults, Fixture, Harness, Held, Hook, Time, Unavailable, async_trait};
+use flames_queue_conformance::{Faults, Fixture, Harness, Held, Hook, Hooks, Unavailable, async_trait};
 use flames_queue_sql::{PostgresQueue, PostgresQueueConfig};
-use flames_test_servers::shared;
-use network::Network;
+use flames_test_servers::{CutProxy, OwnServer, shared};
 use schema::Schema;
 
 struct Postgres;
@@ -28,11 +24,10 @@ struct Fresh {
     config: PostgresQueueConfig,
     queue: Mutex<Arc<PostgresQueue>>,
     clock: SystemClock,
-    network: Option<Network>,
+    network: Option<CutProxy>,
     // Behind the queue: dropped after it.
     _schema: Option<Schema>,
-    server: Option<Arc<flames_test_servers::Postgres>>,
-    _folder: Option<tempfile::TempDir>,
+    server: Option<OwnServer<flames_test_servers::Postgres>>,
 }
 
 async fn open(config: &PostgresQueueConfig) -> Arc<PostgresQueue> {
@@ -47,27 +42,21 @@ impl Fresh {
         change(&mut config);
         let queue = Mutex::new(open(&config).await);
         let clock = SystemClock::new();
-        Self { config, queue, clock, network: None, _schema: Some(schema), server: None, _folder: None }
+        Self { config, queue, clock, network: None, _schema: Some(schema), server: None }
     }
 
     /// As [`Fresh::shared`], over a network that breaks.
     async fn breakable() -> Self {
-        let url = shared::postgres().unwrap();
-        let server = url.rsplit_once('@').unwrap().1.split('/').next().unwrap().to_owned();
-        let network = Network::before(server.to_socket_addrs().unwrap().next().unwrap()).await;
-        let address = network.address().to_string();
+        let (network, through) = CutProxy::before_url(&shared::postgres().unwrap()).await.unwrap();
         let fresh = Self::shared(|config| {
-            config.url = config.url.replace(&server, &address);
+            config.url = through;
             config.operation_deadline = Duration::from_millis(1_500);
         });
         Self { network: Some(network), ..fresh.await }
     }
 
     async fn over_a_server_of_its_own() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().to_owned();
-        let start = tokio::task::spawn_blocking(move || flames_test_servers::Postgres::start(path));
-        let server = Arc::new(start.await.unwrap().unwrap());
+        let server = OwnServer::<flames_test_servers::Postgres>::start().await;
         let mut config = PostgresQueueConfig::at(server.url());
         config.operation_deadline = Duration::from_millis(1_500);
         Self {
@@ -77,7 +66,6 @@ impl Fresh {
             network: None,
             _schema: None,
             server: Some(server),
-            _folder: Some(folder),
         }
     }
 
@@ -87,16 +75,12 @@ impl Fresh {
 }
 
 #[async_trait]
-impl Harness for Postgres {
+impl Harness<dyn Fixture> for Postgres {
     fn name(&self) -> &'static str {
         "postgres"
     }
-    fn time(&self) -> Time {
-        Time::Real
-    }
     fn unavailable(&self) -> Option<Unavailable> {
-        let missing = shared::postgres().err()?;
-        Some(Unavailable { service: missing.service.to_owned(), reason: missing.reason })
+        shared::postgres().err().map(Into::into)
     }
     fn is_durable(&self) -> bool {
         true
@@ -123,7 +107,6 @@ impl Harness for Postgres {
     }
 }
 
-#[async_trait]
 impl Fixture for Fresh {
     fn queue(&self) -> Arc<dyn WorkQueue> {
         self.queue()
@@ -134,6 +117,10 @@ impl Fixture for Fresh {
     fn unit(&self) -> Duration {
         Duration::from_millis(300)
     }
+}
+
+#[async_trait]
+impl Hooks for Fresh {
     async fn reopen(&self) {
         self.queue().close().await.unwrap();
         let again = open(&self.config).await;
@@ -146,8 +133,7 @@ impl Fixture for Fresh {
         self.network.as_ref().unwrap()
     }
     async fn restart_server(&self) {
-        let server = Arc::clone(self.server.as_ref().unwrap());
-        tokio::task::spawn_blocking(move || server.restart()).await.unwrap().unwrap();
+        self.server.as_ref().unwrap().restart().await;
     }
     async fn exhaust(&self) -> Held {
         let mut held = Vec::new();

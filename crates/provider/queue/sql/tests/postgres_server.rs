@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flames_clock::{ClockExt, SystemClock};
-use flames_conformance_runner::{Row, Suite, Time, Unavailable, cases, table};
+use flames_conformance_runner::{Row, Suite, run, table};
 use flames_error::{Error, ErrorKind};
 use flames_queue::{EnqueueOptions, Job, Topic, WorkQueue, WorkerId};
 use flames_queue_sql::{PostgresQueue, PostgresQueueConfig};
@@ -235,13 +235,6 @@ fn rows() -> Vec<Row<Box<Schema>>> {
 }
 
 fn main() -> ExitCode {
-    let missing = shared::postgres().err();
-    flames_conformance_runner::run(Suite {
-        name: "queue-postgres-server",
-        provider: "postgres",
-        unavailable: missing
-            .map(|missing| Unavailable { service: missing.service.to_owned(), reason: missing.reason }),
-        time: Time::Real,
-        cases: cases(rows(), |_| None, || async { Box::new(Schema::new()) }),
-    })
+    let fresh = || async { Box::new(Schema::new()) };
+    run(Suite::own_tests("queue-postgres-server", "postgres", shared::postgres().err(), rows(), fresh))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use flames_clock::Clock;
 use flames_queue::WorkQueue;
-use flames_queue_conformance::{Fixture, Harness, Hook, JumpingClock, Time, async_trait};
+use flames_queue_conformance::{Fixture, Harness, Hook, Hooks, SettableClock, async_trait};
 use flames_queue_sql::{SqliteQueue, SqliteQueueConfig};
 use tempfile::TempDir;
 
@@ -17,14 +17,14 @@ struct Sqlite;
 
 struct File {
     queue: Mutex<Option<Arc<SqliteQueue>>>,
-    clock: Arc<JumpingClock>,
+    clock: Arc<SettableClock>,
     folder: TempDir,
 }
 
 impl File {
     async fn open(&self) {
         let config = SqliteQueueConfig::at(self.folder.path().join("queue.db"));
-        let clock = Arc::<JumpingClock>::clone(&self.clock);
+        let clock = Arc::<SettableClock>::clone(&self.clock);
         let queue = Arc::new(SqliteQueue::open(config, clock).await.unwrap());
         *self.queue.lock().unwrap() = Some(queue);
     }
@@ -35,12 +35,9 @@ impl File {
 }
 
 #[async_trait]
-impl Harness for Sqlite {
+impl Harness<dyn Fixture> for Sqlite {
     fn name(&self) -> &'static str {
         "sqlite"
-    }
-    fn time(&self) -> Time {
-        Time::Real
     }
     fn is_durable(&self) -> bool {
         true
@@ -49,14 +46,13 @@ impl Harness for Sqlite {
         &[Hook::Clock, Hook::Restart]
     }
     async fn fresh(&self) -> Box<dyn Fixture> {
-        let (clock, folder) = (Arc::new(JumpingClock::new()), tempfile::tempdir().unwrap());
+        let (clock, folder) = (Arc::new(SettableClock::new()), tempfile::tempdir().unwrap());
         let file = File { queue: Mutex::new(None), clock, folder };
         file.open().await;
         Box::new(file)
     }
 }
 
-#[async_trait]
 impl Fixture for File {
     fn queue(&self) -> Arc<dyn WorkQueue> {
         self.queue()
@@ -67,6 +63,10 @@ impl Fixture for File {
     fn unit(&self) -> Duration {
         Duration::from_millis(300)
     }
+}
+
+#[async_trait]
+impl Hooks for File {
     async fn reopen(&self) {
         self.queue().close().await.unwrap();
         self.open().await;

@@ -3,12 +3,13 @@
 use std::task::Poll;
 
 use flames_clock::{RandomExt, SeededRandom};
+use flames_conformance_runner::seeds;
 use flames_error::{ErrorKind, Result};
 use flames_state::{Check, Commit, Committed, Key, KeyRange, MAX_PAGE, PageRequest, StateStoreExt};
 use futures::future::join_all;
 
 use crate::Fixture;
-use crate::support::{Store, key, payloads, put, seeds, value_of, whole_log};
+use crate::support::{Store, key, payloads, put, value_of, whole_log};
 
 pub(crate) async fn a_commit_is_all_or_nothing(fixture: &dyn Fixture) {
     let store = fixture.store();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flames_clock::{RandomExt, SeededRandom};
+use flames_conformance_runner::seeds;
 use flames_error::{ErrorKind, Result};
 use flames_state::{
     Check, Commit, Entry, Hint, KeyRange, LogEntry, PageRequest, Position, StateStore, StateStoreExt,
@@ -12,7 +13,7 @@ use futures::StreamExt;
 use futures::future::join_all;
 
 use crate::Fixture;
-use crate::support::{Store, key, put, seeds};
+use crate::support::{Store, key, put};
 use crate::truth::{
     Attempt, Ledger, attempt, attempts_log, commit_of, in_time, is_out_of_reach, limit, once_reachable,
     operation_key, some_bytes,

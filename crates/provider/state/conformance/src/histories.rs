@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use flames_clock::{RandomExt, SeededRandom};
+use flames_conformance_runner::seeds;
 
 use crate::Fixture;
 use crate::linearizability::{Plan, check_store_history, record};
-use crate::support::seeds;
 use crate::truth::some_bytes;
 
 /// Steps of the search, per part of a history; one of the sizes here takes some thousand.

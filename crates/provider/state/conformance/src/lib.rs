@@ -5,13 +5,13 @@
 //!
 //! ```
 //! # use std::sync::Arc;
-//! # use flames_state_conformance::{Fixture, Harness, Volatile};
+//! # use flames_state_conformance::{Fixture, Harness, Volatile, async_trait};
 //! # use flames_state::StateStore;
 //! /// With how the adapter is opened.
 //! struct Memory(fn() -> Arc<dyn StateStore>);
 //!
-//! #[async_trait::async_trait]
-//! impl Harness for Memory {
+//! #[async_trait]
+//! impl Harness<dyn Fixture> for Memory {
 //!     fn name(&self) -> &'static str {
 //!         "memory"
 //!     }
@@ -26,7 +26,7 @@
 //! ```
 //!
 //! Beyond the calls of the trait, cases break the network, kill the server, use up the pool and turn the clock back, where the fixture
-//! can do so: see [`Hook`]. Random cases print their seeds, and the environment variable `FLAMES_SEED` gives them another.
+//! can do so: see [`Hooks`]. Random cases print their seeds, and the environment variable `FLAMES_SEED` gives them another.
 //! [`linearizability`] judges histories of concurrent clients, from here or from elsewhere.
 
 // A case fails by panicking: an answer that must be there is unwrapped.
@@ -38,7 +38,6 @@ mod faults;
 mod hints;
 mod histories;
 mod history;
-mod hooks;
 pub mod linearizability;
 
 mod logs;
@@ -51,99 +50,26 @@ mod truth;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
-use async_trait::async_trait;
-use flames_conformance_runner::{Case, Row, Suite, cases, table};
+use flames_conformance_runner::{Interface, Row, Suite, table};
 use flames_state::StateStore;
 
-pub use flames_conformance_runner::{Time, Unavailable};
-pub use hooks::{Faults, Held, Hook, TurnableClock};
-
-/// What an adapter brings to be tested.
-#[async_trait]
-pub trait Harness: Send + Sync + 'static {
-    /// The adapter's name; [`StateStore::name`] must answer the same.
-    fn name(&self) -> &'static str;
-
-    /// Why the adapter cannot be tested on this machine, told without connecting anywhere.
-    fn unavailable(&self) -> Option<Unavailable> {
-        None
-    }
-
-    /// Whether what was committed is still there when the store is opened anew. If so, its fixtures implement
-    /// [`Fixture::reopen`].
-    fn is_durable(&self) -> bool {
-        false
-    }
-
-    /// The time and the threads that the cases run in.
-    fn time(&self) -> Time {
-        Time::Real
-    }
-
-    /// What the fixtures of [`Harness::fresh_for`] can do beyond the store's own calls, told without connecting anywhere.
-    fn hooks(&self) -> &'static [Hook] {
-        &[]
-    }
-
-    /// An empty store, apart from all others.
-    async fn fresh(&self) -> Box<dyn Fixture>;
-
-    /// As [`Harness::fresh`], with a fixture that can do what `hook`, one of [`Harness::hooks`], names: behind a proxy of its own, over a
-    /// server of its own, or with a small pool.
-    async fn fresh_for(&self, hook: Hook) -> Box<dyn Fixture> {
-        let _ = hook;
-        self.fresh().await
-    }
-}
+pub use flames_conformance_runner::{
+    Faults, Harness, Held, Hook, Hooks, SettableClock, Time, Unavailable, async_trait,
+};
 
 /// One store under test, with whatever must live as long as it does.
-#[async_trait]
-pub trait Fixture: Send + Sync {
-    /// The store.
+pub trait Fixture: Hooks {
+    /// The store, as it was opened last.
     fn store(&self) -> Arc<dyn StateStore>;
-
-    /// Closes the store in order and opens it again. Afterwards [`Fixture::store`] answers the one opened last.
-    async fn reopen(&self) {
-        panic!("the harness says that the store is durable, but its fixture has no `reopen`");
-    }
-
-    /// Within how long each operation of the store ends, whatever the network and the server do: the store's configured deadline.
-    /// Cases that break something wait for it several times, so fixtures for [`Hook`]s set 1 to 2 seconds.
-    fn operation_deadline(&self) -> Duration {
-        Duration::from_secs(10)
-    }
-
-    /// With [`Hook::Faults`]: the way between the store and its server.
-    fn faults(&self) -> &dyn Faults {
-        panic!("the harness has `Hook::Faults`, but its fixture has no `faults`");
-    }
-
-    /// With [`Hook::Restart`]: kills the server without a warning (SIGKILL), starts it again on the same data, and returns once it
-    /// takes connections. A store inside this process is closed and opened anew instead. [`Fixture::store`] is asked again for
-    /// each operation afterwards; it may answer the same store as before.
-    async fn restart_server(&self) {
-        panic!("the harness has `Hook::Restart`, but its fixture has no `restart_server`");
-    }
-
-    /// With [`Hook::Exhaustion`]: uses up whatever the store's commits need one of (takes every connection of its pool, or makes
-    /// as many operations hang as there are connections), until the answer is dropped. Reads may be held up as well, or not.
-    async fn exhaust(&self) -> Held {
-        panic!("the harness has `Hook::Exhaustion`, but its fixture has no `exhaust`");
-    }
-
-    /// With [`Hook::Clock`]: turns the wall clock of the store back ([`TurnableClock::turn_back`]).
-    fn turn_clock_back(&self, by: Duration) {
-        panic!("the harness has `Hook::Clock`, but its fixture has no `turn_clock_back` ({by:?})");
-    }
 }
 
 /// The fixture of a store that needs nothing beside it and remembers nothing.
 #[derive(Debug)]
 pub struct Volatile(pub Arc<dyn StateStore>);
 
-#[async_trait]
+impl Hooks for Volatile {}
+
 impl Fixture for Volatile {
     fn store(&self) -> Arc<dyn StateStore> {
         Arc::clone(&self.0)
@@ -151,61 +77,17 @@ impl Fixture for Volatile {
 }
 
 /// Runs the suite as the test binary that it is in.
-pub fn run(harness: impl Harness) -> ExitCode {
+pub fn run(harness: impl Harness<dyn Fixture>) -> ExitCode {
     flames_conformance_runner::run(suite(harness))
 }
 
 /// The suite for one adapter.
-pub fn suite(harness: impl Harness) -> Suite {
-    let harness = Arc::new(harness);
-    Suite {
-        name: "state",
-        provider: harness.name(),
-        unavailable: harness.unavailable(),
-        time: harness.time(),
-        cases: cases_for(harness),
-    }
+pub fn suite(harness: impl Harness<dyn Fixture>) -> Suite {
+    interface().suite(harness)
 }
 
-fn cases_for(harness: Arc<impl Harness>) -> Vec<Case> {
-    let is_durable = harness.is_durable();
-    let hooks = harness.hooks();
-    let mut all = Vec::new();
-    // Cases that need a hook run on fixtures that have it.
-    let (mut rows, mut by_hook) = (rows(), Vec::new());
-    for hook in Hook::ALL {
-        let (of_hook, others) = rows.into_iter().partition(|row| row.needs == Some(hook.name()));
-        rows = others;
-        by_hook.push((hook, of_hook));
-    }
-    let fresh = Arc::clone(&harness);
-    all.extend(cases(
-        rows,
-        |capability| match capability {
-            "durable" if is_durable => None,
-            other => Some(format!("the store is not {other}")),
-        },
-        move || {
-            let harness = Arc::clone(&fresh);
-            async move { harness.fresh().await }
-        },
-    ));
-    for (hook, rows) in by_hook {
-        let fresh = Arc::clone(&harness);
-        all.extend(cases(
-            rows,
-            |_| (!hooks.contains(&hook)).then(|| hook.missing().to_owned()),
-            move || {
-                let harness = Arc::clone(&fresh);
-                async move { harness.fresh_for(hook).await }
-            },
-        ));
-    }
-    all
-}
-
-fn rows() -> Vec<Row<Box<dyn Fixture>>> {
-    table![
+fn interface() -> Interface<dyn Fixture> {
+    let rows: Vec<Row<Box<dyn Fixture>>> = table![
         reads:
             a_store_names_its_adapter,
             what_was_committed_is_read,
@@ -281,7 +163,8 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             a_log_goes_on_in_order_across_a_kill if restart,
             a_clock_turned_back_changes_nothing if clock,
             a_pool_that_is_used_up_is_told_within_the_deadline if exhaustion,
-    ]
+    ];
+    Interface { name: "state", noun: "store", rows }
 }
 
 #[cfg(test)]
@@ -289,7 +172,7 @@ mod tests {
     #[test]
     fn the_table_is_complete() {
         flames_conformance_runner::assert_table_is_complete(
-            &super::rows().iter().map(|row| row.name).collect::<Vec<_>>(),
+            &super::interface().rows.iter().map(|row| row.name).collect::<Vec<_>>(),
             &[
                 include_str!("commits.rs"),
                 include_str!("concurrency.rs"),

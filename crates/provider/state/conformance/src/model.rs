@@ -1,25 +1,20 @@
 //! Random sequences of operations, compared step by step with a plain map, and cut down to the shortest that shows a difference.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
+use flames_conformance_runner::{Sequences, agree, seeds};
 use flames_error::ErrorKind;
 use flames_state::{Check, Commit, Key, KeyRange, MAX_PAGE, PageRequest, Position, Version, Write};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::strategy::ValueTree;
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::Fixture;
-use crate::support::{Store, key, seeds};
+use crate::support::{Store, key};
 
-/// At least so many sequences of so many steps at most, and more while there is time.
-const SEQUENCES: std::ops::RangeInclusive<usize> = 12..=64;
+const SEQUENCES: Sequences = Sequences { least: 12, most: 64, time: Duration::from_secs(6) };
 const STEPS: usize = 30;
-const TIME: Duration = Duration::from_secs(6);
-/// How often a sequence that fails is run again to cut it down.
-const SHRINKS: usize = 400;
 
 /// Keys that are prefixes of each other, that sort next to each other, and that are no text.
 const KEYS: [&[u8]; 9] = [b"a", b"a\0", b"a/", b"a/b", b"a/\xff", b"a0", b"b", b"\xff", b"\xff\xff"];
@@ -94,10 +89,6 @@ struct Run {
 
 /// What does not agree.
 type Difference = String;
-
-fn agree<T: PartialEq + std::fmt::Debug>(what: &str, read: &T, expected: &T) -> Result<(), Difference> {
-    if read == expected { Ok(()) } else { Err(format!("{what}: {read:?}, and not {expected:?}")) }
-}
 
 impl Run {
     fn key(&self, number: usize) -> Key {
@@ -275,8 +266,7 @@ impl Run {
 }
 
 /// Runs a sequence from an empty store (under a prefix of its own).
-async fn run(fixture: &dyn Fixture, number: &mut usize, steps: &[Step]) -> Result<(), Difference> {
-    *number += 1;
+async fn run(fixture: &dyn Fixture, number: usize, steps: &[Step]) -> Result<(), Difference> {
     let mut run = Run {
         store: fixture.store(),
         prefix: format!("run/{number}/"),
@@ -297,49 +287,7 @@ async fn run(fixture: &dyn Fixture, number: &mut usize, steps: &[Step]) -> Resul
     Ok(())
 }
 
-/// Cuts a sequence that shows a difference down, as far as it goes.
-async fn shrink(
-    fixture: &dyn Fixture,
-    number: &mut usize,
-    tree: &mut dyn ValueTree<Value = Vec<Step>>,
-    mut difference: Difference,
-) -> (Vec<Step>, Difference) {
-    let mut shortest = tree.current();
-    let mut smaller = tree.simplify();
-    for _ in 0..SHRINKS {
-        if !smaller {
-            break;
-        }
-        let steps = tree.current();
-        smaller = match run(fixture, number, &steps).await {
-            Err(found) => {
-                (shortest, difference) = (steps, found);
-                tree.simplify()
-            }
-            Ok(()) => tree.complicate(),
-        };
-    }
-    (shortest, difference)
-}
-
 pub(crate) async fn random_operations_agree_with_a_reference_model(fixture: &dyn Fixture) {
-    let mut number = 0;
-    for seed in seeds("random_operations_agree_with_a_reference_model", [101]) {
-        let started = Instant::now();
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-        let mut runner = TestRunner::new_with_rng(Config::default(), random);
-        let sequences = steps();
-        for sequence in 1..=*SEQUENCES.end() {
-            if sequence > *SEQUENCES.start() && started.elapsed() > TIME {
-                break;
-            }
-            let mut tree = sequences.new_tree(&mut runner).unwrap();
-            if let Err(difference) = run(fixture, &mut number, &tree.current()).await {
-                let (steps, difference) = shrink(fixture, &mut number, &mut tree, difference).await;
-                panic!("seed {seed}, sequence {sequence}: {difference}\nthe shortest found: {steps:#?}");
-            }
-        }
-    }
+    let seeds = seeds("random_operations_agree_with_a_reference_model", [101]);
+    SEQUENCES.agree(seeds, steps(), async |number, steps| run(fixture, number, steps).await).await;
 }

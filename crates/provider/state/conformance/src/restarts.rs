@@ -180,8 +180,8 @@ pub(crate) async fn a_clock_turned_back_changes_nothing(fixture: &dyn Fixture) {
     let mut versions = HashSet::new();
     let mut followed: Vec<LogEntry> = Vec::new();
     let mut last = None;
-    for (round, back) in [0, 1, 3_600, 40 * 86_400].into_iter().enumerate() {
-        fixture.turn_clock_back(Duration::from_secs(back));
+    for (round, back) in [0_i64, 1, 3_600, 40 * 86_400].into_iter().enumerate() {
+        fixture.jump_clock(-1_000 * back);
         for n in 0..4 {
             let mut commit = Commit::new();
             commit.check(last.map_or(Check::Absent(a.clone()), |version| Check::At(a.clone(), version)));

@@ -77,16 +77,3 @@ pub(crate) fn refused<T: std::fmt::Debug>(outcome: Result<T>, kind: ErrorKind) {
         Err(error) => assert_eq!(error.kind(), kind, "{error:?}"),
     }
 }
-
-/// The seeds that a case runs with: its own, or the one that the environment variable `FLAMES_SEED` gives. They are printed, so
-/// that a failure can be repeated.
-#[allow(clippy::print_stderr)]
-pub(crate) fn seeds<const N: usize>(case: &str, own: [u64; N]) -> Vec<u64> {
-    let given = std::env::var("FLAMES_SEED").ok();
-    let seeds = match given {
-        Some(text) => vec![text.parse().expect("FLAMES_SEED is a number")],
-        None => own.to_vec(),
-    };
-    eprintln!("{case}: seeds {seeds:?} (FLAMES_SEED=N runs it with another)");
-    seeds
-}

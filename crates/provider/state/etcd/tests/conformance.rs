@@ -8,29 +8,24 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use flames_state::{Entry, Key, StateStore};
-use flames_state_conformance::{Faults, Fixture, Harness, Held, Hook, TurnableClock, Unavailable};
+use flames_state_conformance::{
+    Faults, Fixture, Harness, Held, Hook, Hooks, SettableClock, Unavailable, async_trait,
+};
 use flames_state_etcd::{EtcdConfig, EtcdStore};
-use flames_test_servers::shared;
-
-#[path = "../../postgres/tests/support/network.rs"]
-mod network;
-
-use network::Network;
+use flames_test_servers::{CutProxy, OwnServer, shared};
 
 struct Etcd;
 
 struct Cluster {
     config: EtcdConfig,
-    clock: Arc<TurnableClock>,
+    clock: Arc<SettableClock>,
     store: Mutex<Arc<EtcdStore>>,
-    network: Option<Arc<Network>>,
-    server: Option<Arc<flames_test_servers::Etcd>>,
-    _folder: Option<tempfile::TempDir>,
+    network: Option<Arc<CutProxy>>,
+    server: Option<OwnServer<flames_test_servers::Etcd>>,
 }
 
-async fn open(config: &EtcdConfig, clock: &Arc<TurnableClock>) -> Arc<EtcdStore> {
+async fn open(config: &EtcdConfig, clock: &Arc<SettableClock>) -> Arc<EtcdStore> {
     Arc::new(EtcdStore::open(config.clone(), clock.clone()).await.unwrap())
 }
 
@@ -47,33 +42,30 @@ fn own_prefix() -> EtcdConfig {
 impl Cluster {
     async fn shared() -> Self {
         let config = own_prefix();
-        let clock = Arc::new(TurnableClock::new());
+        let clock = Arc::new(SettableClock::new());
         let store = Mutex::new(open(&config, &clock).await);
-        Self { config, clock, store, network: None, server: None, _folder: None }
+        Self { config, clock, store, network: None, server: None }
     }
 
     async fn breakable(change: impl FnOnce(&mut EtcdConfig)) -> Self {
         let mut config = own_prefix();
-        let server = config.endpoints[0].trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
-        let network = Arc::new(Network::before(server).await);
-        config.endpoints = vec![format!("http://{}", network.address())];
+        let (network, through) = CutProxy::before_url(&config.endpoints[0]).await.unwrap();
+        let network = Arc::new(network);
+        config.endpoints = vec![through];
         config.operation_deadline = Duration::from_secs(2);
         change(&mut config);
-        let clock = Arc::new(TurnableClock::new());
+        let clock = Arc::new(SettableClock::new());
         let store = Mutex::new(open(&config, &clock).await);
-        Self { config, clock, store, network: Some(network), server: None, _folder: None }
+        Self { config, clock, store, network: Some(network), server: None }
     }
 
     async fn of_its_own() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().to_owned();
-        let start = tokio::task::spawn_blocking(move || flames_test_servers::Etcd::start(path));
-        let server = Arc::new(start.await.unwrap().unwrap());
+        let server = OwnServer::<flames_test_servers::Etcd>::start().await;
         let mut config = EtcdConfig::at(server.url());
         config.operation_deadline = Duration::from_secs(2);
-        let clock = Arc::new(TurnableClock::new());
+        let clock = Arc::new(SettableClock::new());
         let store = Mutex::new(open(&config, &clock).await);
-        Self { config, clock, store, network: None, server: Some(server), _folder: Some(folder) }
+        Self { config, clock, store, network: None, server: Some(server) }
     }
 
     fn store(&self) -> Arc<EtcdStore> {
@@ -84,7 +76,7 @@ impl Cluster {
 /// Requests that have every turn and no answer.
 struct Hanging {
     tasks: Vec<tokio::task::JoinHandle<flames_error::Result<Option<Entry>>>>,
-    network: Arc<Network>,
+    network: Arc<CutProxy>,
 }
 
 impl Drop for Hanging {
@@ -94,11 +86,14 @@ impl Drop for Hanging {
     }
 }
 
-#[async_trait]
 impl Fixture for Cluster {
     fn store(&self) -> Arc<dyn StateStore> {
         self.store()
     }
+}
+
+#[async_trait]
+impl Hooks for Cluster {
     async fn reopen(&self) {
         self.store().close().await;
         let again = open(&self.config, &self.clock).await;
@@ -111,11 +106,10 @@ impl Fixture for Cluster {
         &**self.network.as_ref().unwrap()
     }
     async fn restart_server(&self) {
-        let server = Arc::clone(self.server.as_ref().unwrap());
-        tokio::task::spawn_blocking(move || server.restart()).await.unwrap().unwrap();
+        self.server.as_ref().unwrap().restart().await;
     }
-    fn turn_clock_back(&self, by: Duration) {
-        self.clock.turn_back(by);
+    fn jump_clock(&self, by_ms: i64) {
+        self.clock.jump(by_ms);
     }
     async fn exhaust(&self) -> Held {
         let network = Arc::clone(self.network.as_ref().unwrap());
@@ -132,13 +126,12 @@ impl Fixture for Cluster {
 }
 
 #[async_trait]
-impl Harness for Etcd {
+impl Harness<dyn Fixture> for Etcd {
     fn name(&self) -> &'static str {
         "etcd"
     }
     fn unavailable(&self) -> Option<Unavailable> {
-        let missing = shared::etcd().err()?;
-        Some(Unavailable { service: missing.service.to_owned(), reason: missing.reason })
+        shared::etcd().err().map(Into::into)
     }
     fn is_durable(&self) -> bool {
         true

@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use flames_conformance_runner::{Row, Suite, Time, Unavailable, cases, table};
+use flames_conformance_runner::{Row, Suite, run, table};
 use flames_state_etcd::EtcdConfig;
 use flames_test_servers::shared;
 
@@ -331,13 +331,5 @@ fn rows() -> Vec<Row<Box<Prefix>>> {
 }
 
 fn main() -> ExitCode {
-    let missing = shared::etcd().err();
-    flames_conformance_runner::run(Suite {
-        name: "etcd",
-        provider: "etcd",
-        unavailable: missing
-            .map(|missing| Unavailable { service: missing.service.to_owned(), reason: missing.reason }),
-        time: Time::Real,
-        cases: cases(rows(), |_| None, || async { Box::new(fresh()) }),
-    })
+    run(Suite::own_tests("etcd", "etcd", shared::etcd().err(), rows(), || async { Box::new(fresh()) }))
 }

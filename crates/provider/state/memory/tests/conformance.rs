@@ -3,14 +3,13 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use flames_state_conformance::{Fixture, Harness, Volatile};
+use flames_state_conformance::{Fixture, Harness, Volatile, async_trait};
 use flames_state_memory::MemoryStore;
 
 struct Memory;
 
 #[async_trait]
-impl Harness for Memory {
+impl Harness<dyn Fixture> for Memory {
     fn name(&self) -> &'static str {
         "memory"
     }

@@ -3,47 +3,36 @@
 // What fails here fails the case.
 #![allow(clippy::unwrap_used, clippy::print_stderr, unreachable_pub)]
 
-use std::net::ToSocketAddrs;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use flames_state::StateStore;
-use flames_state_conformance::{Faults, Fixture, Harness, Held, Hook, TurnableClock, Unavailable};
+use flames_state_conformance::{
+    Faults, Fixture, Harness, Held, Hook, Hooks, SettableClock, Unavailable, async_trait,
+};
 use flames_state_postgres::{PostgresConfig, PostgresStore};
-use flames_test_servers::shared;
+use flames_test_servers::{CutProxy, OwnServer, shared};
 
-// Shared with other adapters' tests, which use more of it.
-#[allow(dead_code)]
-#[path = "support/network.rs"]
-mod network;
 #[path = "support/schema.rs"]
 mod schema;
 
-use network::Network;
 use schema::Schema;
 
 struct Postgres;
 
 struct Database {
     config: PostgresConfig,
-    clock: Arc<TurnableClock>,
+    clock: Arc<SettableClock>,
     store: Mutex<Arc<PostgresStore>>,
-    network: Option<Network>,
+    network: Option<CutProxy>,
     // Behind the store: dropped after it.
     _schema: Option<Schema>,
-    server: Option<Arc<flames_test_servers::Postgres>>,
-    _folder: Option<tempfile::TempDir>,
+    server: Option<OwnServer<flames_test_servers::Postgres>>,
 }
 
-async fn open(config: &PostgresConfig, clock: &Arc<TurnableClock>) -> Arc<PostgresStore> {
+async fn open(config: &PostgresConfig, clock: &Arc<SettableClock>) -> Arc<PostgresStore> {
     Arc::new(PostgresStore::open(config.clone(), clock.clone()).await.unwrap())
-}
-
-/// The server's address, from `postgres://user:password@address/database`.
-fn address_in(url: &str) -> &str {
-    url.rsplit_once('@').unwrap().1.split('/').next().unwrap()
 }
 
 impl Database {
@@ -51,38 +40,24 @@ impl Database {
         let schema = Schema::new(&shared::postgres().unwrap()).await;
         let mut config = PostgresConfig::at(&schema.url);
         config.schema.clone_from(&schema.name);
-        let network = if breakable {
-            let server = address_in(&schema.url);
-            let network = Network::before(server.to_socket_addrs().unwrap().next().unwrap()).await;
-            config.url = schema.url.replace(server, &network.address().to_string());
-            Some(network)
-        } else {
-            None
-        };
+        let mut network = None;
+        if breakable {
+            let (proxy, through) = CutProxy::before_url(&schema.url).await.unwrap();
+            (network, config.url) = (Some(proxy), through);
+        }
         change(&mut config);
-        let clock = Arc::new(TurnableClock::new());
+        let clock = Arc::new(SettableClock::new());
         let store = Mutex::new(open(&config, &clock).await);
-        Self { config, clock, store, network, _schema: Some(schema), server: None, _folder: None }
+        Self { config, clock, store, network, _schema: Some(schema), server: None }
     }
 
     async fn of_its_own() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().to_owned();
-        let start = tokio::task::spawn_blocking(move || flames_test_servers::Postgres::start(path));
-        let server = Arc::new(start.await.unwrap().unwrap());
+        let server = OwnServer::<flames_test_servers::Postgres>::start().await;
         let mut config = PostgresConfig::at(server.url());
         config.operation_deadline = Duration::from_secs(2);
-        let clock = Arc::new(TurnableClock::new());
+        let clock = Arc::new(SettableClock::new());
         let store = Mutex::new(open(&config, &clock).await);
-        Self {
-            config,
-            clock,
-            store,
-            network: None,
-            _schema: None,
-            server: Some(server),
-            _folder: Some(folder),
-        }
+        Self { config, clock, store, network: None, _schema: None, server: Some(server) }
     }
 
     fn store(&self) -> Arc<PostgresStore> {
@@ -90,11 +65,14 @@ impl Database {
     }
 }
 
-#[async_trait]
 impl Fixture for Database {
     fn store(&self) -> Arc<dyn StateStore> {
         self.store()
     }
+}
+
+#[async_trait]
+impl Hooks for Database {
     async fn reopen(&self) {
         self.store().close().await;
         let again = open(&self.config, &self.clock).await;
@@ -107,11 +85,10 @@ impl Fixture for Database {
         self.network.as_ref().unwrap()
     }
     async fn restart_server(&self) {
-        let server = Arc::clone(self.server.as_ref().unwrap());
-        tokio::task::spawn_blocking(move || server.restart()).await.unwrap().unwrap();
+        self.server.as_ref().unwrap().restart().await;
     }
-    fn turn_clock_back(&self, by: Duration) {
-        self.clock.turn_back(by);
+    fn jump_clock(&self, by_ms: i64) {
+        self.clock.jump(by_ms);
     }
     async fn exhaust(&self) -> Held {
         let mut held = Vec::new();
@@ -123,13 +100,12 @@ impl Fixture for Database {
 }
 
 #[async_trait]
-impl Harness for Postgres {
+impl Harness<dyn Fixture> for Postgres {
     fn name(&self) -> &'static str {
         "postgres"
     }
     fn unavailable(&self) -> Option<Unavailable> {
-        let missing = shared::postgres().err()?;
-        Some(Unavailable { service: missing.service.to_owned(), reason: missing.reason })
+        shared::postgres().err().map(Into::into)
     }
     fn is_durable(&self) -> bool {
         true

@@ -5,11 +5,9 @@
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use async_trait::async_trait;
 use flames_state::StateStore;
-use flames_state_conformance::{Fixture, Harness, Hook, TurnableClock};
+use flames_state_conformance::{Fixture, Harness, Hook, Hooks, SettableClock, async_trait};
 use flames_state_sqlite::{SqliteConfig, SqliteStore};
 use tempfile::TempDir;
 
@@ -17,20 +15,23 @@ struct Sqlite;
 
 struct File {
     store: Mutex<Arc<SqliteStore>>,
-    clock: Arc<TurnableClock>,
+    clock: Arc<SettableClock>,
     folder: TempDir,
 }
 
-async fn open(folder: &TempDir, clock: &Arc<TurnableClock>) -> Arc<SqliteStore> {
+async fn open(folder: &TempDir, clock: &Arc<SettableClock>) -> Arc<SqliteStore> {
     let config = SqliteConfig::at(folder.path().join("state.db"));
-    Arc::new(SqliteStore::open(config, Arc::<TurnableClock>::clone(clock)).await.unwrap())
+    Arc::new(SqliteStore::open(config, Arc::<SettableClock>::clone(clock)).await.unwrap())
 }
 
-#[async_trait]
 impl Fixture for File {
     fn store(&self) -> Arc<dyn StateStore> {
         Arc::<SqliteStore>::clone(&self.store.lock().unwrap())
     }
+}
+
+#[async_trait]
+impl Hooks for File {
     async fn reopen(&self) {
         let before = Arc::clone(&self.store.lock().unwrap());
         before.close().await.unwrap();
@@ -41,13 +42,13 @@ impl Fixture for File {
         // There is no server: the file is closed under whatever load there is, and opened anew. `kill -9` stands in `durability.rs`.
         self.reopen().await;
     }
-    fn turn_clock_back(&self, by: Duration) {
-        self.clock.turn_back(by);
+    fn jump_clock(&self, by_ms: i64) {
+        self.clock.jump(by_ms);
     }
 }
 
 #[async_trait]
-impl Harness for Sqlite {
+impl Harness<dyn Fixture> for Sqlite {
     fn name(&self) -> &'static str {
         "sqlite"
     }
@@ -56,7 +57,7 @@ impl Harness for Sqlite {
     }
     async fn fresh(&self) -> Box<dyn Fixture> {
         let folder = tempfile::tempdir().unwrap();
-        let clock = Arc::new(TurnableClock::new());
+        let clock = Arc::new(SettableClock::new());
         Box::new(File { store: Mutex::new(open(&folder, &clock).await), clock, folder })
     }
     fn hooks(&self) -> &'static [Hook] {

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use flames_clock::SystemClock;
-use flames_conformance_runner::{Row, Suite, Time, Unavailable, cases, table};
+use flames_conformance_runner::{Row, Suite, Unavailable, run, table};
 use flames_error::{Error, ErrorKind};
 use flames_state::{Commit, Key, StateStore};
 use flames_state_sqlite::{SqliteConfig, SqliteStore};
@@ -148,14 +148,10 @@ fn rows() -> Vec<Row<Box<SmallDisk>>> {
 
 fn main() -> ExitCode {
     let is_root = rustix::process::geteuid().is_root();
-    flames_conformance_runner::run(Suite {
-        name: "folders",
-        provider: "sqlite",
-        unavailable: (!is_root).then(|| Unavailable {
-            service: "root".to_owned(),
-            reason: "mounting a small disk needs root".to_owned(),
-        }),
-        time: Time::Real,
-        cases: cases(rows(), |_| None, || async { Box::new(SmallDisk::new(2 * 1024 * 1024)) }),
-    })
+    let unavailable = (!is_root).then(|| Unavailable {
+        service: "root".to_owned(),
+        reason: "mounting a small disk needs root".to_owned(),
+    });
+    let fresh = || async { Box::new(SmallDisk::new(2 * 1024 * 1024)) };
+    run(Suite::own_tests("folders", "sqlite", unavailable, rows(), fresh))
 }

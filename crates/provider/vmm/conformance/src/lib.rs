@@ -23,9 +23,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use async_trait::async_trait;
-use flames_conformance_runner::{Row, Suite, cases, table};
-pub use flames_conformance_runner::{Time, Unavailable, failures};
+pub use flames_conformance_runner::{Harness, Time, Unavailable, async_trait, failures};
+use flames_conformance_runner::{Interface, Row, Suite, table};
 use flames_vmm::{AgentChannel, DriverCapabilities, GuestStream, IncarnationName, MachineSpec, VmDriver};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -121,30 +120,7 @@ impl Default for Limits {
     }
 }
 
-/// How an adapter is brought under test.
-#[async_trait]
-pub trait Harness: Send + Sync + 'static {
-    /// The adapter's name; [`VmDriver::name`] must answer the same.
-    fn name(&self) -> &'static str;
-
-    /// The time that the cases run in.
-    fn time(&self) -> Time {
-        Time::Real
-    }
-
-    /// What the driver and its test guest can do.
-    fn capabilities(&self) -> Capabilities;
-
-    /// Why the adapter cannot be tested on this machine, told without starting anything.
-    fn unavailable(&self) -> Option<Unavailable> {
-        None
-    }
-
-    /// A host with nothing on it, apart from all others.
-    async fn fresh(&self) -> Box<dyn Fixture>;
-}
-
-/// One host under test. Dropping it must end and remove whatever a failed case left.
+/// One host under test, with nothing on it and apart from all others. Dropping it must end and remove whatever a failed case left.
 #[async_trait]
 pub trait Fixture: Send + Sync {
     /// The driver opened last.
@@ -201,40 +177,22 @@ pub trait Fixture: Send + Sync {
 }
 
 /// Runs the suite as the test binary that it is in.
-pub fn run(harness: impl Harness) -> ExitCode {
-    flames_conformance_runner::run(suite(harness))
+pub fn run(harness: impl Harness<dyn Fixture>, told: Capabilities) -> ExitCode {
+    flames_conformance_runner::run(suite(harness, told))
 }
 
-/// The suite for one adapter.
-pub fn suite(harness: impl Harness) -> Suite {
-    let harness = Arc::new(harness);
-    let (fresh, capabilities) = (Arc::clone(&harness), harness.capabilities());
-    Suite {
-        name: "vmm",
-        provider: harness.name(),
-        unavailable: harness.unavailable(),
-        time: harness.time(),
-        cases: cases(
-            rows(),
-            move |capability| capabilities.lacks(capability),
-            move || {
-                let harness = Arc::clone(&fresh);
-                async move {
-                    let fixture = harness.fresh().await;
-                    told_the_truth(&*harness, &*fixture).await;
-                    fixture
-                }
-            },
-        ),
-    }
+/// The suite for one adapter, whose driver and test guest can do what is `told`.
+pub fn suite(harness: impl Harness<dyn Fixture>, told: Capabilities) -> Suite {
+    let name = harness.name();
+    let lacks = |capability: &str| told.lacks(capability);
+    interface().suite_with(harness, lacks, async move |fixture| told_the_truth(name, told, fixture).await)
 }
 
 /// What is skipped hangs on what the harness says: so it must be what the driver says.
-async fn told_the_truth(harness: &dyn Harness, fixture: &dyn Fixture) {
+async fn told_the_truth(name: &str, told: Capabilities, fixture: &dyn Fixture) {
     let driver = fixture.driver();
     let truth = driver.capabilities().await.expect("the driver tells its capabilities");
-    assert_eq!(driver.name(), harness.name());
-    let told = harness.capabilities();
+    assert_eq!(driver.name(), name);
     let guest = |of: Capabilities| Capabilities {
         guest_writes_console: told.guest_writes_console,
         guest_answers: told.guest_answers,
@@ -244,8 +202,8 @@ async fn told_the_truth(harness: &dyn Harness, fixture: &dyn Fixture) {
     assert_eq!(told, guest(Capabilities::with_able_guest(&truth)), "the harness tells the truth");
 }
 
-fn rows() -> Vec<Row<Box<dyn Fixture>>> {
-    table![
+fn interface() -> Interface<dyn Fixture> {
+    let rows: Vec<Row<Box<dyn Fixture>>> = table![
         preparing:
             the_capabilities_do_not_change,
             preparing_runs_nothing,
@@ -316,7 +274,8 @@ fn rows() -> Vec<Row<Box<dyn Fixture>>> {
             destroying_twice_is_no_error,
             destroying_a_running_vm_kills_it,
             destroying_one_incarnation_leaves_another,
-    ]
+    ];
+    Interface { name: "vmm", noun: "driver", rows }
 }
 
 #[cfg(test)]
@@ -326,7 +285,7 @@ mod tests {
     #[test]
     fn the_table_holds_every_case_written_and_every_case_promised() {
         flames_conformance_runner::assert_table_is_complete(
-            &rows().iter().map(|row| row.name).collect::<Vec<_>>(),
+            &interface().rows.iter().map(|row| row.name).collect::<Vec<_>>(),
             &[
                 include_str!("adoption.rs"),
                 include_str!("ending.rs"),
@@ -353,7 +312,7 @@ mod tests {
             guest_powers_off: able,
         };
         let skipped = |capabilities: Capabilities| {
-            let rows = rows();
+            let rows = interface().rows;
             let lacks = |row: &&Row<_>| row.needs.is_some_and(|needs| capabilities.lacks(needs).is_some());
             rows.iter().filter(lacks).map(|row| row.name).collect::<Vec<_>>()
         };

@@ -16,22 +16,9 @@ use tokio::io::AsyncWriteExt;
 struct Qemu;
 
 #[async_trait]
-impl Harness for Qemu {
+impl Harness<dyn Fixture> for Qemu {
     fn name(&self) -> &'static str {
         "qemu"
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            agent_channel: AgentChannel::Exclusive,
-            pause: true,
-            snapshot: true,
-            diff_snapshot: false,
-            user_network: true,
-            guest_writes_console: true,
-            guest_answers: true,
-            guest_powers_off: true,
-        }
     }
 
     fn unavailable(&self) -> Option<Unavailable> {
@@ -95,5 +82,15 @@ impl Fixture for UnderTest {
 }
 
 fn main() -> ExitCode {
-    flames_vmm_conformance::run(Qemu)
+    let told = Capabilities {
+        agent_channel: AgentChannel::Exclusive,
+        pause: true,
+        snapshot: true,
+        diff_snapshot: false,
+        user_network: true,
+        guest_writes_console: true,
+        guest_answers: true,
+        guest_powers_off: true,
+    };
+    flames_vmm_conformance::run(Qemu, told)
 }

@@ -6,9 +6,10 @@ use flames_vmm::AgentChannel;
 use flames_vmm_simulated::{SimulatedConfig, SimulatedTimings};
 
 fn main() -> std::process::ExitCode {
-    flames_vmm_conformance::run(harness::Simulated::new(SimulatedConfig {
+    let host = SimulatedConfig {
         timings: SimulatedTimings::realistic(),
         agent_channel: AgentChannel::Exclusive,
         ..SimulatedConfig::default()
-    }))
+    };
+    flames_conformance_runner::run(harness::Simulated::new(host).suite())
 }

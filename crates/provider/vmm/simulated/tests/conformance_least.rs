@@ -6,12 +6,13 @@ use flames_vmm::AgentChannel;
 use flames_vmm_simulated::{SimulatedConfig, SimulatedTimings};
 
 fn main() -> std::process::ExitCode {
-    flames_vmm_conformance::run(harness::Simulated::new(SimulatedConfig {
+    let host = SimulatedConfig {
         timings: SimulatedTimings::INSTANT,
         agent_channel: AgentChannel::Multiplexed,
         pause: false,
         snapshot: false,
         diff_snapshot: false,
         ..SimulatedConfig::default()
-    }))
+    };
+    flames_conformance_runner::run(harness::Simulated::new(host).suite())
 }

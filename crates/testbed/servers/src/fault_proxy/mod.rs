@@ -47,6 +47,7 @@ pub struct FaultProxy {
     address: SocketAddr,
     orders: watch::Sender<Orders>,
     counters: Arc<Counters>,
+    turns: AtomicU64,
     acceptor: JoinHandle<()>,
 }
 
@@ -64,6 +65,16 @@ impl FaultProxy {
     /// When there is no port.
     pub async fn start(upstream: SocketAddr) -> io::Result<Self> {
         Self::with_plan(upstream, None).await
+    }
+
+    /// As [`FaultProxy::start`], for the server that a URL names. Answers the URL by way of the proxy as well.
+    ///
+    /// # Errors
+    /// When there is no port, or no such server.
+    pub async fn before_url(url: &str) -> io::Result<(Self, String)> {
+        let proxy = Self::start(crate::url::server_of(url).await?).await?;
+        let through = crate::url::through(url, proxy.address);
+        Ok((proxy, through))
     }
 
     /// Starts one that draws a fault for each connection, and prints the seed, so that a failed test tells it.
@@ -88,7 +99,7 @@ impl FaultProxy {
         let counters = Arc::<Counters>::default();
         let acceptor =
             tokio::spawn(accept(listener, upstream, plan, orders.subscribe(), Arc::clone(&counters)));
-        Ok(Self { address, orders, counters, acceptor })
+        Ok(Self { address, orders, counters, turns: AtomicU64::new(0), acceptor })
     }
 
     /// Where clients connect to.
@@ -144,6 +155,11 @@ impl FaultProxy {
                 ..Orders::default()
             };
         });
+    }
+
+    /// Whether requests are to be cut this time, and not answers.
+    pub(crate) fn is_turn_of_requests(&self) -> bool {
+        self.turns.fetch_add(1, Ordering::SeqCst).is_multiple_of(2)
     }
 
     /// How many connections have come so far; the next one has this number in a [`FaultPlan`].

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use flames_blob::{BlobStore, PutOptions};
 use flames_clock::{RandomExt, SeededRandom};
+use flames_conformance_runner::seeds;
 use flames_error::{ErrorKind, Result};
 use futures::StreamExt;
 use futures::future::join_all;

@@ -3,26 +3,21 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flames_blob::{BlobInfo, BlobKey, BlobStore, DEFAULT_CONTENT_TYPE, MAX_PAGE, PutOptions};
+use flames_conformance_runner::{Sequences, agree, seeds};
 use flames_error::ErrorKind;
 use futures::StreamExt;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::strategy::ValueTree;
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::Fixture;
 use crate::support::*;
 
-/// At least so many sequences of so many steps at most, and more while there is time.
-const SEQUENCES: std::ops::RangeInclusive<usize> = 8..=64;
+const SEQUENCES: Sequences = Sequences { least: 8, most: 64, time: Duration::from_secs(6) };
 const STEPS: usize = 24;
-const TIME: Duration = Duration::from_secs(6);
-/// How often a sequence that fails is run again to cut it down.
-const SHRINKS: usize = 200;
 
 /// Keys that are prefixes of each other and that sort next to each other.
 const KEYS: [&str; 7] = ["a", "a-", "a/b", "a/b.c", "a0", "b", "sha256:00"];
@@ -75,10 +70,6 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 /// What does not agree.
 type Difference = String;
-
-fn agree<T: PartialEq + std::fmt::Debug>(what: &str, found: &T, expected: &T) -> Result<(), Difference> {
-    if found == expected { Ok(()) } else { Err(format!("{what}: {found:?}, and not {expected:?}")) }
-}
 
 struct Run {
     store: Arc<dyn BlobStore>,
@@ -224,8 +215,7 @@ impl Run {
 }
 
 /// Runs a sequence from an empty store (under a prefix of its own).
-async fn run(fixture: &dyn Fixture, number: &mut usize, steps: &[Step]) -> Result<(), Difference> {
-    *number += 1;
+async fn run(fixture: &dyn Fixture, number: usize, steps: &[Step]) -> Result<(), Difference> {
     let prefix = format!("run/{number}/");
     let mut run = Run { store: fixture.store(), prefix, blobs: BTreeMap::new(), puts: 0 };
     for step in steps {
@@ -238,49 +228,7 @@ async fn run(fixture: &dyn Fixture, number: &mut usize, steps: &[Step]) -> Resul
     run.list(0, None, MAX_PAGE).await
 }
 
-/// Cuts a sequence that shows a difference down, as far as it goes.
-async fn shrink(
-    fixture: &dyn Fixture,
-    number: &mut usize,
-    tree: &mut dyn ValueTree<Value = Vec<Step>>,
-    mut difference: Difference,
-) -> (Vec<Step>, Difference) {
-    let mut shortest = tree.current();
-    let mut smaller = tree.simplify();
-    for _ in 0..SHRINKS {
-        if !smaller {
-            break;
-        }
-        let steps = tree.current();
-        smaller = match run(fixture, number, &steps).await {
-            Err(found) => {
-                (shortest, difference) = (steps, found);
-                tree.simplify()
-            }
-            Ok(()) => tree.complicate(),
-        };
-    }
-    (shortest, difference)
-}
-
 pub(crate) async fn random_operations_agree_with_a_reference_model(fixture: &dyn Fixture) {
-    let mut number = 0;
-    for seed in seeds("random_operations_agree_with_a_reference_model", [101]) {
-        let started = Instant::now();
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-        let mut runner = TestRunner::new_with_rng(Config::default(), random);
-        let sequences = steps();
-        for sequence in 1..=*SEQUENCES.end() {
-            if sequence > *SEQUENCES.start() && started.elapsed() > TIME {
-                break;
-            }
-            let mut tree = sequences.new_tree(&mut runner).expect("there are such sequences");
-            if let Err(difference) = run(fixture, &mut number, &tree.current()).await {
-                let (steps, difference) = shrink(fixture, &mut number, &mut tree, difference).await;
-                panic!("seed {seed}, sequence {sequence}: {difference}\nthe shortest found: {steps:#?}");
-            }
-        }
-    }
+    let seeds = seeds("random_operations_agree_with_a_reference_model", [101]);
+    SEQUENCES.agree(seeds, steps(), async |number, steps| run(fixture, number, steps).await).await;
 }

@@ -23,7 +23,8 @@ pub(crate) async fn a_blob_outlives_its_store(fixture: &dyn Fixture) {
     put(&*store, "replaced", &bytes_of(2, 100)).await;
     put(&*store, "replaced", &bytes).await;
     drop(store);
-    let store = fixture.reopen().await;
+    fixture.reopen().await;
+    let store = fixture.store();
     let (info, found) = read(&*store, "a/b:c").await;
     assert_same_bytes(&found, &bytes);
     assert_eq!(info, before);
@@ -41,7 +42,8 @@ pub(crate) async fn what_was_deleted_or_refused_stays_away_after_a_restart(fixtu
     let options = PutOptions { expected_size: Some(1), ..PutOptions::default() };
     assert!(refusal(&*store, "refused", stream_of(&bytes_of(3, 100), 10), options).await.is_some());
     drop(store);
-    let store = fixture.reopen().await;
+    fixture.reopen().await;
+    let store = fixture.store();
     for name in ["deleted", "failed", "refused"] {
         assert_absent(&*store, name).await;
     }

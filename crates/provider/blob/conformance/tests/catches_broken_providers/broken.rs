@@ -11,29 +11,20 @@ use flames_blob::{
     BlobInfo, BlobKey, BlobPage, BlobRead, BlobStore, ByteStream, Digest, MAX_CHUNK, MAX_PAGE, PutOptions,
 };
 use flames_blob_conformance::async_trait;
+use flames_conformance_runner::SimulatedNetwork;
 use flames_error::{Error, ErrorKind, Result};
 use futures::StreamExt;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use crate::network::{Connection, Lost, Network, reached, told};
+use crate::network::{Connection, Lost, reached, told};
 
 mod reading;
 
-macro_rules! flaws {
-    ($($flaw:ident),+ $(,)?) => {
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub(crate) enum Flaw {
-            $($flaw),+
-        }
-
-        impl Flaw {
-            pub(crate) const ALL: &[Flaw] = &[$(Flaw::$flaw),+];
-        }
-    };
-}
-
-flaws! {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[rustfmt::skip]
+pub(crate) enum Flaw {
+    None,
     LosesTheLastByte, KeepsWhatCameBeforeAFailure, RemovesTheOldBlobFirst, RenamesTheStreamsError,
     ShowsBlobsBeforeTheyAreWhole, GoesOnWhenAbandoned, IgnoresTheDigest, IgnoresTheSize, ChecksTheSizeAtTheEnd,
     StoresWhatItRefuses, IgnoresTheLimitsOfOptions, ChecksOptionsAtTheEnd, RefusesEmptyBlobs, StoresInTwoSteps,
@@ -56,30 +47,30 @@ struct Stored {
 
 #[derive(Debug, Clone)]
 pub(crate) struct BrokenStore {
-    flaw: Option<Flaw>,
+    flaw: Flaw,
     blobs: Arc<Mutex<BTreeMap<BlobKey, Stored>>>,
     /// What was deleted, for the store that brings it back.
     deleted: Arc<Mutex<BTreeMap<BlobKey, Stored>>>,
     /// How many blobs were listed up to a page's end, for the store that counts.
     counts: Arc<Mutex<HashMap<BlobKey, usize>>>,
-    network: Network,
+    network: SimulatedNetwork,
     /// For the store that a stall breaks for good.
     was_stalled: Arc<AtomicBool>,
 }
 
 impl BrokenStore {
-    pub(crate) fn new(flaw: Option<Flaw>) -> Self {
+    pub(crate) fn new(flaw: Flaw) -> Self {
         Self {
             flaw,
             blobs: Arc::default(),
             deleted: Arc::default(),
             counts: Arc::default(),
-            network: Network::default(),
+            network: SimulatedNetwork::default(),
             was_stalled: Arc::default(),
         }
     }
 
-    pub(crate) fn network(&self) -> &Network {
+    pub(crate) fn network(&self) -> &SimulatedNetwork {
         &self.network
     }
 
@@ -96,13 +87,13 @@ impl BrokenStore {
         } else if self.has(Flaw::StaysStalled) && self.was_stalled.load(Ordering::SeqCst) {
             return Err(Error::unavailable("blob.call", "broken for good"));
         }
-        Ok(self.network.connect(self.has(Flaw::WaitsForEver)))
+        Ok(Connection::over(&self.network, self.has(Flaw::WaitsForEver)))
     }
 
     pub(crate) fn reopened(&self) -> Self {
         let blobs = match self.flaw {
-            Some(Flaw::ForgetsAtARestart) => BTreeMap::new(),
-            Some(Flaw::UndoesDeletesAtARestart) => {
+            Flaw::ForgetsAtARestart => BTreeMap::new(),
+            Flaw::UndoesDeletesAtARestart => {
                 let mut blobs = self.deleted.lock().unwrap().clone();
                 blobs.extend(self.blobs.lock().unwrap().clone());
                 blobs
@@ -113,7 +104,7 @@ impl BrokenStore {
     }
 
     fn has(&self, flaw: Flaw) -> bool {
-        self.flaw == Some(flaw)
+        self.flaw == flaw
     }
 
     fn place(&self, key: &BlobKey) -> BlobKey {
@@ -305,9 +296,9 @@ impl BlobStore for BrokenStore {
         reached("blob.head", connection.request(0).await.and(connection.answer(0).await))?;
         let mut info = self.find(key)?.info;
         match self.flaw {
-            Some(Flaw::ForgetsMetadata) => info.metadata.clear(),
-            Some(Flaw::MakesUpTheType) => info.content_type = "application/octet-stream".into(),
-            Some(Flaw::MakesUpTheSize) => info.size += 1,
+            Flaw::ForgetsMetadata => info.metadata.clear(),
+            Flaw::MakesUpTheType => info.content_type = "application/octet-stream".into(),
+            Flaw::MakesUpTheSize => info.size += 1,
             _ => {}
         }
         Ok(info)
@@ -359,8 +350,8 @@ impl BlobStore for BrokenStore {
             return Err(told("blob.list", Lost::Answer).with_kind(ErrorKind::Unavailable));
         }
         let matches = |key: &BlobKey| match self.flaw {
-            Some(Flaw::IgnoresThePrefix) => true,
-            Some(Flaw::TakesPrefixesAsFolders) => {
+            Flaw::IgnoresThePrefix => true,
+            Flaw::TakesPrefixesAsFolders => {
                 let folder = prefix.trim_end_matches('/');
                 folder.is_empty()
                     || key.as_str().strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
@@ -382,10 +373,8 @@ impl BlobStore for BrokenStore {
             (Some(count), _) => count,
             (None, None) => 0,
             (None, Some(after)) => match self.flaw {
-                Some(Flaw::StartsPagesWithTheLastBlob) => {
-                    all.iter().take_while(|info| info.key < *after).count()
-                }
-                Some(Flaw::LosesItsPlace) => {
+                Flaw::StartsPagesWithTheLastBlob => all.iter().take_while(|info| info.key < *after).count(),
+                Flaw::LosesItsPlace => {
                     all.iter().position(|info| info.key == *after).map_or(all.len(), |at| at + 1)
                 }
                 _ => all.iter().take_while(|info| info.key <= *after).count(),

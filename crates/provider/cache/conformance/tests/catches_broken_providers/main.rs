@@ -2,21 +2,33 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod network;
-
 use std::collections::BTreeMap;
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use flames_cache::{CacheCapabilities, CacheKey, CacheStore, CacheStoreExt, MAX_TTL, MAX_VALUE_BYTES};
-use flames_cache_conformance::{Faults, Fixture, Harness, Hook, Time, async_trait, failures, suite};
+use flames_cache_conformance::{Faults, Fixture, Harness, Hook, Hooks, Time, async_trait, suite};
 use flames_cache_memory::MemoryCache;
 use flames_clock::{Clock, SimulatedClock};
+use flames_conformance_runner::{Caught, SimulatedNetwork, WrongProviders, caught};
 use flames_error::{Error, ErrorKind, Result};
 
-use network::{DEADLINE, Lost, Network};
+/// The deadline of each call.
+const DEADLINE: Duration = Duration::from_secs(1);
+/// What a request takes, and an answer.
+const MESSAGE: u64 = 200;
+
+/// Where a call broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    /// On the way there: nothing happened.
+    Request,
+    /// On the way back: it happened, and nobody told.
+    Answer,
+}
 
 /// The one way in which a [`BrokenCache`] is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +83,7 @@ struct BrokenCache {
     flaw: Flaw,
     right: MemoryCache,
     seen: Mutex<BTreeMap<CacheKey, (Bytes, Duration)>>,
-    network: Network,
+    network: SimulatedNetwork,
     was_stalled: AtomicBool,
 }
 
@@ -84,13 +96,23 @@ fn told(lost: Lost) -> Error {
 }
 
 impl BrokenCache {
+    async fn there_and_back(&self) -> std::result::Result<(), Lost> {
+        let mut connection = self.network.connect();
+        let sent = tokio::time::timeout(DEADLINE, connection.send(MESSAGE)).await;
+        if !sent.is_ok_and(|sent| sent.is_ok()) {
+            return Err(Lost::Request);
+        }
+        let received = tokio::time::timeout(DEADLINE, connection.receive(MESSAGE)).await;
+        received.is_ok_and(|received| received.is_ok()).then_some(()).ok_or(Lost::Answer)
+    }
+
     /// Passes the network: whether the call is done, and what its caller is told if it broke.
     async fn pass(&self) -> (bool, Result<()>) {
         if self.is(Flaw::StaysStalled) && self.was_stalled.load(Ordering::SeqCst) {
             return (false, Err(told(Lost::Request)));
         }
         let started = tokio::time::Instant::now();
-        let passed = self.network.pass().await;
+        let passed = self.there_and_back().await;
         if passed.is_err() && started.elapsed() >= DEADLINE {
             self.was_stalled.store(true, Ordering::SeqCst);
             if self.is(Flaw::WaitsForEver) {
@@ -153,11 +175,7 @@ impl CacheStore for BrokenCache {
     }
 
     async fn get(&self, key: &CacheKey) -> Result<Bytes> {
-        if !self.network.is_fine() {
-            self.pass().await.1.map_err(|error| error.with_kind(ErrorKind::Unavailable))?;
-        } else if self.is(Flaw::StaysStalled) {
-            self.pass().await.1?;
-        }
+        self.pass().await.1.map_err(|error| error.with_kind(ErrorKind::Unavailable))?;
         let found = self.right.get(&self.key(key)).await;
         match (self.flaw, found) {
             (Flaw::EmptyValueIsAMiss, Ok(value)) if value.is_empty() => {
@@ -267,18 +285,15 @@ struct Fresh {
 }
 
 #[async_trait]
-impl Harness for Broken {
+impl Harness<dyn Fixture> for Broken {
     fn name(&self) -> &'static str {
         "broken"
     }
     fn time(&self) -> Time {
         Time::Paused
     }
-    fn capabilities(&self) -> CacheCapabilities {
-        capabilities(self.0)
-    }
     fn hooks(&self) -> &'static [Hook] {
-        &Hook::ALL
+        &[Hook::Faults, Hook::Restart]
     }
     async fn fresh(&self) -> Box<dyn Fixture> {
         let clock = Arc::new(SimulatedClock::at_fixed_start());
@@ -286,14 +301,13 @@ impl Harness for Broken {
             flaw: self.0,
             right: MemoryCache::new(Arc::<SimulatedClock>::clone(&clock)),
             seen: Mutex::default(),
-            network: Network::default(),
+            network: SimulatedNetwork::default(),
             was_stalled: AtomicBool::default(),
         });
         Box::new(Fresh { clock, cache })
     }
 }
 
-#[async_trait]
 impl Fixture for Fresh {
     fn cache(&self) -> Arc<dyn CacheStore> {
         self.cache.clone()
@@ -304,6 +318,10 @@ impl Fixture for Fresh {
     fn unit(&self) -> Duration {
         Duration::from_secs(10)
     }
+}
+
+#[async_trait]
+impl Hooks for Fresh {
     fn operation_deadline(&self) -> Duration {
         DEADLINE
     }
@@ -315,76 +333,52 @@ impl Fixture for Fresh {
     }
 }
 
-/// What `case` says of a cache with `flaw`; none when it passes.
-fn verdict(flaw: Flaw, case: &'static str) -> Option<String> {
-    let mut cases = suite(Broken(flaw)).cases;
-    cases.retain(|listed| listed.name == case && listed.ignored.is_none());
-    assert_eq!(cases.len(), 1, "there is no case {case} for {flaw:?}");
-    failures(cases, Time::Paused).remove(case)
-}
+const CAUGHT: &Caught<Flaw> = caught![Flaw:
+    EverythingForgotten => a_value_is_remembered_while_nothing_pushes_it_out;
+    TimeToLiveIgnored => an_expired_value_is_a_miss, a_time_to_live_of_zero_forgets,
+        random_operations_agree_with_a_model_that_may_forget;
+    FirstTimeToLiveStays => a_newer_value_brings_its_own_time_to_live;
+    ZeroMeansForever => a_time_to_live_of_zero_forgets;
+    FirstValueStays => a_newer_value_replaces_the_older, what_was_set_is_read_or_missed_never_wrong;
+    DeleteDoesNothing => a_deleted_key_is_a_miss, what_was_set_is_read_or_missed_never_wrong;
+    DeleteOfAbsentFails => deleting_what_is_not_there_is_no_error;
+    KeysFold => keys_are_apart;
+    EmptyValueIsAMiss => an_empty_value_is_a_value;
+    MissIsEmpty => a_missing_key_is_a_miss;
+    ValueCut => the_longest_key_and_value_are_taken;
+    LimitsBent => what_passes_a_limit_is_refused, what_passes_a_limit_is_refused_by_compare_and_set;
+    SetWithoutCompare => compare_and_set_replaces_only_what_was_expected,
+        random_operations_agree_with_a_model_that_may_forget;
+    NoneIgnored => compare_and_set_of_none_needs_no_value;
+    ExpiredStillCompares => an_expired_value_counts_as_none_in_a_compare_and_set;
+    CompareThenSet => one_of_many_compare_and_sets_wins, a_storm_of_compare_and_sets_loses_no_step;
+    SwappedValueLivesForever => compare_and_set_brings_its_own_time_to_live;
+    LongTimesRefused => a_time_to_live_of_a_year_is_taken_and_one_of_a_nanosecond_is_soon_over;
+    ShortTimesRounded => a_time_to_live_of_a_year_is_taken_and_one_of_a_nanosecond_is_soon_over;
+    LongestValueRefused => each_limit_is_met_exactly_and_passed_by_one;
+    SwapForNoTimeKeeps => compare_and_set_for_no_time_forgets;
+    EmptyValueNotSet => random_operations_agree_with_a_model_that_may_forget;
+    LostRequestsCalledDone => a_call_cut_at_any_byte_is_told_truthfully, no_call_reports_success_for_what_is_not_so;
+    LostAnswersCalledUnavailable => a_call_cut_at_any_byte_is_told_truthfully,
+        an_answer_that_never_comes_is_an_unknown_outcome;
+    SwapsDoneTwice => a_call_cut_at_any_byte_is_told_truthfully;
+    WaitsForEver => a_stalled_network_ends_every_call_within_its_deadline;
+    StaysStalled => a_stalled_network_ends_every_call_within_its_deadline;
+    OldFileRead => a_server_killed_under_load_makes_forget_and_never_lie;
+    CompareAndSetUndeclared => without_the_capability_compare_and_set_says_so;
+];
 
-#[test]
-fn a_cache_without_a_flaw_passes_with_and_without_compare_and_set() {
-    for flaw in [Flaw::None, Flaw::NoCompareAndSet] {
-        assert_eq!(failures(suite(Broken(flaw)).cases, Time::Paused), BTreeMap::new(), "{flaw:?}");
-    }
-}
-
-#[test]
-fn a_cache_that_forgets_everything_is_never_called_wrong() {
-    for case in [
+fn main() -> ExitCode {
+    let broken = |flaw| suite(Broken(flaw), capabilities(flaw));
+    let forgetful = &[
         "what_was_set_is_read_or_missed_never_wrong",
         "a_missing_key_is_a_miss",
         "a_time_to_live_of_zero_forgets",
         "random_operations_agree_with_a_model_that_may_forget",
         "a_call_cut_at_any_byte_is_told_truthfully",
-    ] {
-        assert_eq!(verdict(Flaw::EverythingForgotten, case), None, "{case}");
-    }
-}
-
-#[test]
-fn each_flaw_is_caught_by_the_case_that_names_it() {
-    let catches = [
-        (Flaw::EverythingForgotten, "a_value_is_remembered_while_nothing_pushes_it_out"),
-        (Flaw::TimeToLiveIgnored, "an_expired_value_is_a_miss"),
-        (Flaw::TimeToLiveIgnored, "a_time_to_live_of_zero_forgets"),
-        (Flaw::FirstTimeToLiveStays, "a_newer_value_brings_its_own_time_to_live"),
-        (Flaw::ZeroMeansForever, "a_time_to_live_of_zero_forgets"),
-        (Flaw::FirstValueStays, "a_newer_value_replaces_the_older"),
-        (Flaw::FirstValueStays, "what_was_set_is_read_or_missed_never_wrong"),
-        (Flaw::DeleteDoesNothing, "a_deleted_key_is_a_miss"),
-        (Flaw::DeleteDoesNothing, "what_was_set_is_read_or_missed_never_wrong"),
-        (Flaw::DeleteOfAbsentFails, "deleting_what_is_not_there_is_no_error"),
-        (Flaw::KeysFold, "keys_are_apart"),
-        (Flaw::EmptyValueIsAMiss, "an_empty_value_is_a_value"),
-        (Flaw::MissIsEmpty, "a_missing_key_is_a_miss"),
-        (Flaw::ValueCut, "the_longest_key_and_value_are_taken"),
-        (Flaw::LimitsBent, "what_passes_a_limit_is_refused"),
-        (Flaw::LimitsBent, "what_passes_a_limit_is_refused_by_compare_and_set"),
-        (Flaw::SetWithoutCompare, "compare_and_set_replaces_only_what_was_expected"),
-        (Flaw::NoneIgnored, "compare_and_set_of_none_needs_no_value"),
-        (Flaw::ExpiredStillCompares, "an_expired_value_counts_as_none_in_a_compare_and_set"),
-        (Flaw::CompareThenSet, "one_of_many_compare_and_sets_wins"),
-        (Flaw::SwappedValueLivesForever, "compare_and_set_brings_its_own_time_to_live"),
-        (Flaw::CompareThenSet, "a_storm_of_compare_and_sets_loses_no_step"),
-        (Flaw::LongTimesRefused, "a_time_to_live_of_a_year_is_taken_and_one_of_a_nanosecond_is_soon_over"),
-        (Flaw::ShortTimesRounded, "a_time_to_live_of_a_year_is_taken_and_one_of_a_nanosecond_is_soon_over"),
-        (Flaw::LongestValueRefused, "each_limit_is_met_exactly_and_passed_by_one"),
-        (Flaw::SwapForNoTimeKeeps, "compare_and_set_for_no_time_forgets"),
-        (Flaw::EmptyValueNotSet, "random_operations_agree_with_a_model_that_may_forget"),
-        (Flaw::SetWithoutCompare, "random_operations_agree_with_a_model_that_may_forget"),
-        (Flaw::TimeToLiveIgnored, "random_operations_agree_with_a_model_that_may_forget"),
-        (Flaw::LostRequestsCalledDone, "a_call_cut_at_any_byte_is_told_truthfully"),
-        (Flaw::LostRequestsCalledDone, "no_call_reports_success_for_what_is_not_so"),
-        (Flaw::LostAnswersCalledUnavailable, "a_call_cut_at_any_byte_is_told_truthfully"),
-        (Flaw::LostAnswersCalledUnavailable, "an_answer_that_never_comes_is_an_unknown_outcome"),
-        (Flaw::SwapsDoneTwice, "a_call_cut_at_any_byte_is_told_truthfully"),
-        (Flaw::WaitsForEver, "a_stalled_network_ends_every_call_within_its_deadline"),
-        (Flaw::StaysStalled, "a_stalled_network_ends_every_call_within_its_deadline"),
-        (Flaw::OldFileRead, "a_server_killed_under_load_makes_forget_and_never_lie"),
-        (Flaw::CompareAndSetUndeclared, "without_the_capability_compare_and_set_says_so"),
     ];
-    let missed: Vec<_> = catches.iter().filter(|(flaw, case)| verdict(*flaw, case).is_none()).collect();
-    assert!(missed.is_empty(), "not caught: {missed:?}");
+    WrongProviders::new()
+        .add("cache", broken, &[Flaw::None, Flaw::NoCompareAndSet], CAUGHT)
+        .passes("cache", broken, Flaw::EverythingForgotten, forgetful)
+        .run()
 }

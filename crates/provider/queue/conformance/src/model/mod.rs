@@ -4,25 +4,19 @@ mod reference;
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flames_clock::{Clock, Monotonic, Timestamp};
-use flames_error::{ErrorKind, Result};
+use flames_conformance_runner::{End, Sequences, seeds};
+use flames_error::ErrorKind;
 use flames_queue::{EnqueueOptions, JobId, LeaseToken, Priority};
 use proptest::prelude::*;
-use proptest::strategy::ValueTree;
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::{Bench, Fixture, seeds};
+use crate::{Bench, Fixture};
 use reference::{Delivery, Half, Phase, Reference};
 
-/// How many sequences are run: no less, whatever time they take, and no more.
-const SEQUENCES: std::ops::RangeInclusive<usize> = 6..=400;
-/// How long sequences are run beyond the least number.
-const TIME: Duration = Duration::from_secs(12);
-/// How long is spent on finding a shorter one.
-const SHRINKING: Duration = Duration::from_secs(20);
+const SEQUENCES: Sequences = Sequences { least: 6, most: 400, time: Duration::from_secs(12) };
 const KEYS: usize = 3;
 const LENGTH: usize = 40;
 
@@ -88,29 +82,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step(), 1..LENGTH)
 }
 
-/// Why a sequence ended early.
-enum End {
-    /// The queue did something else than the reference.
-    Differs(String),
-    /// The machine was too slow for the times of the sequence to mean anything.
-    TooSlow,
-}
-
-impl From<String> for End {
-    fn from(difference: String) -> Self {
-        Self::Differs(difference)
-    }
-}
-
 fn agree<T: PartialEq + Debug>(what: &str, of_queue: &T, of_reference: &T) -> Result<(), End> {
-    if of_queue == of_reference {
-        return Ok(());
-    }
-    Err(End::Differs(format!("{what}: the queue says {of_queue:?}, the reference {of_reference:?}")))
+    Ok(flames_conformance_runner::agree(what, of_queue, of_reference)?)
 }
 
 /// Whether a settlement took, for what is either done or told to be lost.
-fn took(what: &str, answer: Result<()>) -> Result<bool, End> {
+fn took(what: &str, answer: flames_error::Result<()>) -> Result<bool, End> {
     match answer {
         Ok(()) => Ok(true),
         Err(error) if matches!(error.kind(), ErrorKind::LeaseLost | ErrorKind::NotFound) => Ok(false),
@@ -316,8 +293,7 @@ impl Run<'_> {
 }
 
 /// Runs a sequence on an empty topic.
-async fn run(fixture: &dyn Fixture, number: &mut usize, steps: &[Step]) -> Result<(), End> {
-    *number += 1;
+async fn run(fixture: &dyn Fixture, number: usize, steps: &[Step]) -> Result<(), End> {
     let mut bench = Bench::new(fixture);
     bench.topic = crate::topic(&format!("run-{number}"));
     let mut run = Run {
@@ -346,51 +322,7 @@ async fn run(fixture: &dyn Fixture, number: &mut usize, steps: &[Step]) -> Resul
     Ok(())
 }
 
-/// Cuts a sequence that shows a difference down, as far as it goes.
-async fn shrink(
-    fixture: &dyn Fixture,
-    number: &mut usize,
-    tree: &mut dyn ValueTree<Value = Vec<Step>>,
-    mut difference: String,
-) -> (Vec<Step>, String) {
-    let (mut shortest, began) = (tree.current(), Instant::now());
-    let mut smaller = tree.simplify();
-    while smaller && began.elapsed() < SHRINKING {
-        let steps = tree.current();
-        smaller = match run(fixture, number, &steps).await {
-            Err(End::Differs(found)) => {
-                (shortest, difference) = (steps, found);
-                tree.simplify()
-            }
-            Ok(()) | Err(End::TooSlow) => tree.complicate(),
-        };
-    }
-    (shortest, difference)
-}
-
 pub(crate) async fn random_operations_agree_with_a_reference_model(fixture: &dyn Fixture) {
-    let mut number = 0;
-    for seed in seeds("random_operations_agree_with_a_reference_model", [7]) {
-        let (began, mut agreed) = (Instant::now(), 0);
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-        let mut runner = TestRunner::new_with_rng(Config::default(), random);
-        let sequences = steps();
-        for sequence in 1..=*SEQUENCES.end() {
-            if sequence > *SEQUENCES.start() && began.elapsed() > TIME {
-                break;
-            }
-            let mut tree = sequences.new_tree(&mut runner).unwrap();
-            match run(fixture, &mut number, &tree.current()).await {
-                Ok(()) => agreed += 1,
-                Err(End::TooSlow) => {}
-                Err(End::Differs(difference)) => {
-                    let (steps, difference) = shrink(fixture, &mut number, &mut tree, difference).await;
-                    panic!("seed {seed}, sequence {sequence}: {difference}\nthe shortest found: {steps:#?}");
-                }
-            }
-        }
-        assert!(agreed > 0, "seed {seed}: the machine was too slow for all {number} sequences");
-    }
+    let seeds = seeds("random_operations_agree_with_a_reference_model", [7]);
+    SEQUENCES.agree(seeds, steps(), async |number, steps| run(fixture, number, steps).await).await;
 }

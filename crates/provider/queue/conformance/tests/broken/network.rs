@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flames_clock::{SimulatedClock, Timestamp};
+use flames_conformance_runner::{Cut, SimulatedConnection, SimulatedNetwork};
 use flames_error::{Error, ErrorKind, Result};
 use flames_queue::{
     EnqueueOptions, Enqueued, Job, JobId, Lease, LeaseToken, ParkedPage, Topic, TopicStats, WakeupStream,
@@ -15,7 +16,7 @@ use flames_queue::{
 use flames_queue_conformance::{Faults, async_trait};
 use flames_queue_memory::MemoryQueue;
 use futures::StreamExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The one way in which a [`Networked`] queue is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,54 +48,6 @@ const CONNECTIONS: u32 = 4;
 const GREETING: u64 = 60;
 const FRAME: u64 = 40;
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Weather {
-    cuts: u64,
-    stalled: bool,
-    answers_stalled: bool,
-    /// After how many bytes each connection is cut.
-    budget: Option<u64>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Network {
-    weather: watch::Sender<Weather>,
-}
-
-#[async_trait]
-impl Faults for Network {
-    async fn cut_connections(&self) {
-        self.weather.send_modify(|weather| weather.cuts += 1);
-    }
-    async fn cut_after(&self, bytes: u64) {
-        self.weather.send_modify(|weather| weather.budget = Some(bytes));
-    }
-    async fn stall(&self) {
-        self.weather.send_modify(|weather| weather.stalled = true);
-    }
-    async fn stall_answers(&self) {
-        self.weather.send_modify(|weather| weather.answers_stalled = true);
-    }
-    async fn heal(&self) {
-        self.weather.send_modify(|weather| *weather = Weather { cuts: weather.cuts, ..Weather::default() });
-    }
-}
-
-struct Cut;
-
-impl Network {
-    /// Brings so many bytes over a connection on which `passed` went before.
-    async fn pass(&self, passed: &mut u64, bytes: u64, cuts: u64, is_answer: bool) -> Result<(), Cut> {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        let mut watching = self.weather.subscribe();
-        let held = |weather: &Weather| weather.stalled || (weather.answers_stalled && is_answer);
-        let weather = *watching.wait_for(|weather| !held(weather)).await.map_err(|_| Cut)?;
-        *passed += bytes;
-        let is_over = weather.budget.is_some_and(|budget| *passed > budget);
-        if weather.cuts != cuts || is_over { Err(Cut) } else { Ok(()) }
-    }
-}
-
 /// How a call was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lost {
@@ -108,12 +61,12 @@ enum Lost {
 pub(crate) struct Networked {
     fault: Fault,
     server: MemoryQueue,
-    pub(crate) network: Arc<Network>,
+    pub(crate) network: SimulatedNetwork,
     pool: Arc<Semaphore>,
     dead: AtomicBool,
     leases: Mutex<Vec<LeaseToken>>,
-    /// Connections that are open, each with the number of cuts before it.
-    idle: Mutex<Vec<u64>>,
+    /// Connections that are open.
+    idle: Mutex<Vec<SimulatedConnection>>,
 }
 
 impl Networked {
@@ -123,7 +76,7 @@ impl Networked {
         Self {
             fault,
             server: MemoryQueue::new(clock),
-            network: Arc::new(Network { weather: watch::Sender::new(Weather::default()) }),
+            network: SimulatedNetwork::with_latency(Duration::from_millis(1)),
             pool: Arc::new(Semaphore::new(CONNECTIONS as usize)),
             dead: AtomicBool::new(false),
             leases: Mutex::default(),
@@ -164,22 +117,25 @@ impl Networked {
         };
         let _permit = permit.unwrap();
         let begun = AtomicBool::new(false);
-        let cuts = self.network.weather.borrow().cuts;
         let work = async {
-            let mut passed = 0;
             if self.dead.load(Ordering::SeqCst) {
-                return Err(Cut);
+                return Err(Cut { arrived: 0 });
             }
-            let kept = self.idle.lock().unwrap().pop();
-            if kept != Some(cuts) {
-                self.network.pass(&mut passed, GREETING, cuts, false).await?;
-                self.network.pass(&mut passed, GREETING, cuts, true).await?;
-            }
+            let kept = self.idle.lock().unwrap().pop().filter(|kept| !kept.is_cut());
+            let mut connection = match kept {
+                Some(kept) => kept,
+                None => {
+                    let mut new = self.network.connect();
+                    new.send(GREETING).await?;
+                    new.receive(GREETING).await?;
+                    new
+                }
+            };
             begun.store(true, Ordering::SeqCst);
-            self.network.pass(&mut passed, FRAME + bytes, cuts, false).await?;
+            connection.send(FRAME + bytes).await?;
             let answer = serve.await;
-            self.network.pass(&mut passed, FRAME, cuts, true).await?;
-            self.idle.lock().unwrap().push(cuts);
+            connection.receive(FRAME).await?;
+            self.idle.lock().unwrap().push(connection);
             Ok(answer)
         };
         let patience = if self.is(Fault::WaitsForever) { forever } else { DEADLINE };
@@ -292,7 +248,7 @@ impl WorkQueue for Networked {
 
     async fn wakeups(&self, topic: &Topic) -> Result<WakeupStream> {
         let hints = self.server.wakeups(topic).await?;
-        let was_cut = self.network.weather.borrow().cuts > 0;
+        let was_cut = self.network.cuts() > 0;
         if self.is(Fault::HintsDieInSilence) && was_cut {
             return Ok(futures::stream::pending().boxed());
         }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flames_clock::{Clock, ClockExt, SystemClock, SystemRandom};
-use flames_conformance_runner::{Row, Suite, Time, Unavailable, cases, table};
+use flames_conformance_runner::{Row, Suite, run, table};
 use flames_error::{Error, ErrorKind};
 use flames_queue::{EnqueueOptions, Job, Topic, TopicStats, WorkQueue, WorkerId};
 use flames_queue_nats::{Credentials, NatsConfig, NatsQueue};
@@ -110,14 +110,5 @@ fn rows() -> Vec<Row<Nothing>> {
 }
 
 fn main() -> ExitCode {
-    let unavailable = Nats::find()
-        .err()
-        .map(|missing| Unavailable { service: missing.service.to_owned(), reason: missing.reason });
-    flames_conformance_runner::run(Suite {
-        name: "queue-servers",
-        provider: "nats",
-        unavailable,
-        time: Time::Real,
-        cases: cases(rows(), |_| None, || async { Nothing(()) }),
-    })
+    run(Suite::own_tests("queue-servers", "nats", Nats::find().err(), rows(), || async { Nothing(()) }))
 }

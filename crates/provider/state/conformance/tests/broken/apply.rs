@@ -16,7 +16,7 @@ impl BrokenStore {
     pub(super) fn validate(&self, commit: &Commit) -> Result<()> {
         let mut judged = commit.clone();
         match self.fault {
-            Some(Fault::NoLimits) => {
+            Fault::NoLimits => {
                 let cut = |value: &Bytes| value.slice(..value.len().min(1));
                 judged.checks.clear();
                 judged.writes.truncate(MAX_COMMIT_OPERATIONS / 2);
@@ -27,17 +27,17 @@ impl BrokenStore {
                 }
                 judged.appends.iter_mut().for_each(|append| append.payload = cut(&append.payload));
             }
-            Some(Fault::LimitsAreOneTooTight) if commit.operations() == MAX_COMMIT_OPERATIONS => {
+            Fault::LimitsAreOneTooTight if commit.operations() == MAX_COMMIT_OPERATIONS => {
                 return Err(Error::invalid("state.commit", "commit", "A commit has at most 63 operations."));
             }
-            Some(Fault::LongKeysTakeTooMuchRoom) => {
+            Fault::LongKeysTakeTooMuchRoom => {
                 let keys = commit.checks.iter().map(Check::key).chain(commit.writes.iter().map(Write::key));
                 if keys.map(|key| key.as_bytes().len()).sum::<usize>() > 16 * 1024 {
                     return Err(Error::invalid("state.commit", "commit", "Too many bytes of keys."));
                 }
             }
-            Some(Fault::LastOfTwoWritesWins) => judged.writes.truncate(1),
-            Some(Fault::EmptyCommitsAreTaken) if commit.writes.is_empty() && commit.appends.is_empty() => {
+            Fault::LastOfTwoWritesWins => judged.writes.truncate(1),
+            Fault::EmptyCommitsAreTaken if commit.writes.is_empty() && commit.appends.is_empty() => {
                 return Ok(());
             }
             _ => {}
@@ -52,17 +52,17 @@ impl BrokenStore {
             let current =
                 state.entries.get(&self.key(check.key())).map(|(_, version)| Version::from_raw(*version));
             let holds = match (self.fault, check) {
-                (Some(Fault::AtMeansPresent), Check::At(..)) => current.is_some(),
-                (Some(Fault::LosesAnUpdateInACrowd), Check::At(..))
+                (Fault::AtMeansPresent, Check::At(..)) => current.is_some(),
+                (Fault::LosesAnUpdateInACrowd, Check::At(..))
                     if self.commits_under_way.load(Ordering::SeqCst) >= 16 =>
                 {
                     current.is_some()
                 }
-                (Some(Fault::PresentMeansAnything), Check::Present(_)) => true,
-                (Some(Fault::AtLooksAtAnyKey), Check::At(_, version)) => {
+                (Fault::PresentMeansAnything, Check::Present(_)) => true,
+                (Fault::AtLooksAtAnyKey, Check::At(_, version)) => {
                     state.entries.values().any(|(_, found)| *found == version.as_raw())
                 }
-                (Some(Fault::ChecksOnlyWhatItWrites), check) => check.holds(current) || !written(check.key()),
+                (Fault::ChecksOnlyWhatItWrites, check) => check.holds(current) || !written(check.key()),
                 _ => check.holds(current),
             };
             if !holds {
@@ -76,14 +76,14 @@ impl BrokenStore {
         let key = self.key(write.key());
         let before = state.entries.get(&key).cloned();
         let version = match self.fault {
-            Some(Fault::VersionsCountPerKey) => before.as_ref().map_or(1, |(_, version)| version + 1),
-            Some(Fault::VersionIsTheValue) => match write {
+            Fault::VersionsCountPerKey => before.as_ref().map_or(1, |(_, version)| version + 1),
+            Fault::VersionIsTheValue => match write {
                 Write::Put(_, value) => {
                     value.iter().fold(7, |sum, byte| sum * 31 % 1_000_003 + u64::from(*byte))
                 }
                 Write::Delete(_) => version,
             },
-            Some(Fault::EachWriteHasItsVersion) => {
+            Fault::EachWriteHasItsVersion => {
                 state.versions += 1;
                 state.versions
             }
@@ -115,16 +115,16 @@ impl BrokenStore {
 
     fn append(&self, state: &mut State, commit: &Commit, position: u64) {
         let appends: Box<dyn Iterator<Item = _>> = match self.fault {
-            Some(Fault::AppendsInAnyOrder) => Box::new(commit.appends.iter().rev()),
+            Fault::AppendsInAnyOrder => Box::new(commit.appends.iter().rev()),
             _ => Box::new(commit.appends.iter()),
         };
         for (ordinal, append) in (0..).zip(appends) {
             let entries = Arc::make_mut(&mut state.logs).entry(self.log(&append.log)).or_default();
             let position = match self.fault {
-                Some(Fault::PositionsFromTheLogsEnd) => {
+                Fault::PositionsFromTheLogsEnd => {
                     Position::from_raw(entries.keys().next_back().map_or(1, |last| last.as_raw().0 + 1), 0)
                 }
-                Some(Fault::PositionsFromTheClock) => {
+                Fault::PositionsFromTheClock => {
                     let now = self.clock_ms.fetch_add(1, Ordering::SeqCst);
                     Position::from_raw(u64::try_from(now).unwrap(), ordinal)
                 }
@@ -202,11 +202,7 @@ impl BrokenStore {
         }
         if matches!(
             self.fault,
-            Some(
-                Fault::ReadsAreOneCommitLate
-                    | Fault::ReadsAreLateAfterTheFirst
-                    | Fault::ReadsAreLateUnderLoad
-            )
+            Fault::ReadsAreOneCommitLate | Fault::ReadsAreLateAfterTheFirst | Fault::ReadsAreLateUnderLoad
         ) {
             state.before = (state.entries.clone(), state.logs.clone());
         }

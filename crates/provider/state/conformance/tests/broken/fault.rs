@@ -3,6 +3,8 @@
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
+    /// Nothing.
+    None,
     // Of the store itself.
     NoName,
     ReadsAreOneCommitLate,

@@ -12,13 +12,13 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use flames_error::{Error, Result};
 use flames_state::{
     Commit, Committed, Entry, Hint, HintStream, Key, KeyRange, LogEntry, MAX_PAGE, Page, PageRequest,
     Position, StateStore, Version, Write,
 };
+use flames_state_conformance::async_trait;
 use futures::StreamExt;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
@@ -54,7 +54,7 @@ impl State {
 /// The store.
 #[derive(Debug)]
 pub(crate) struct BrokenStore {
-    fault: Option<Fault>,
+    fault: Fault,
     state: Mutex<State>,
     hints: broadcast::Sender<Key>,
     /// Subscribers that are waited for: those of `HintsWaitForTheirReader`.
@@ -91,7 +91,7 @@ async fn others_go_first() {
 }
 
 impl BrokenStore {
-    pub(crate) fn new(fault: Option<Fault>) -> Self {
+    pub(crate) fn new(fault: Fault) -> Self {
         Self {
             fault,
             state: Mutex::default(),
@@ -104,8 +104,8 @@ impl BrokenStore {
         }
     }
 
-    pub(crate) fn turn_clock_back(&self, by: std::time::Duration) {
-        self.clock_ms.fetch_sub(i64::try_from(by.as_millis()).unwrap(), Ordering::SeqCst);
+    pub(crate) fn jump_clock(&self, by_ms: i64) {
+        self.clock_ms.fetch_add(by_ms, Ordering::SeqCst);
     }
 
     /// What a server does that is killed and started again.
@@ -141,7 +141,7 @@ impl BrokenStore {
     }
 
     fn is(&self, fault: Fault) -> bool {
-        self.fault == Some(fault)
+        self.fault == fault
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -190,14 +190,12 @@ impl BrokenStore {
         if let Some(after) = &page.after {
             offset = all.iter().filter(|entry| entry.key <= *after).count();
             match self.fault {
-                Some(Fault::PageRepeatsItsFirst) => offset = offset.saturating_sub(1),
-                Some(Fault::PageSkipsItsFirst) => offset = (offset + 1).min(all.len()),
-                Some(Fault::PagesByOffset) => {
+                Fault::PageRepeatsItsFirst => offset = offset.saturating_sub(1),
+                Fault::PageSkipsItsFirst => offset = (offset + 1).min(all.len()),
+                Fault::PagesByOffset => {
                     offset = self.state().offsets.get(after).copied().unwrap_or(offset).min(all.len());
                 }
-                Some(Fault::CursorMustExist) if !all.iter().any(|entry| entry.key == *after) => {
-                    offset = all.len()
-                }
+                Fault::CursorMustExist if !all.iter().any(|entry| entry.key == *after) => offset = all.len(),
                 _ => {}
             }
             all.drain(..offset);
@@ -306,8 +304,8 @@ impl StateStore for BrokenStore {
     async fn trim_log(&self, log: &Key, through: Position) -> Result<()> {
         if let Some(entries) = Arc::make_mut(&mut self.state().logs).get_mut(&self.log(log)) {
             entries.retain(|position, _| match self.fault {
-                Some(Fault::TrimKeepsItsPosition) => *position >= through,
-                Some(Fault::TrimTakesAll) => false,
+                Fault::TrimKeepsItsPosition => *position >= through,
+                Fault::TrimTakesAll => false,
                 _ => *position > through,
             });
         }

@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use async_trait::async_trait;
+use flames_conformance_runner::{SimulatedConnection, SimulatedNetwork};
 use flames_error::{Error, ErrorKind, Result};
 use flames_state::{
     Commit, Committed, Entry, HintStream, Key, KeyRange, LogEntry, Page, PageRequest, Position, StateStore,
     Version,
 };
-use flames_state_conformance::Faults;
+use flames_state_conformance::async_trait;
 use futures::StreamExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{BrokenStore, Fault};
 
@@ -22,88 +22,6 @@ const CONNECTIONS: u32 = 4;
 /// What a connection costs before its first request, and the frame around each message.
 const GREETING: u64 = 60;
 const FRAME: u64 = 30;
-
-/// The network's state: what is broken now.
-#[derive(Debug, Clone, Copy, Default)]
-struct Weather {
-    /// How often all connections were cut.
-    cuts: u64,
-    stalled: bool,
-    answers_stalled: bool,
-    /// After how many bytes each connection is cut, and how often that was set.
-    budget: Option<u64>,
-    budgets_set: u64,
-}
-
-/// The network.
-#[derive(Debug)]
-pub(crate) struct Network {
-    weather: watch::Sender<Weather>,
-}
-
-#[async_trait]
-impl Faults for Network {
-    async fn cut_connections(&self) {
-        self.weather.send_modify(|weather| weather.cuts += 1);
-    }
-    async fn cut_after(&self, bytes: u64) {
-        self.weather.send_modify(|weather| {
-            weather.budget = Some(bytes);
-            weather.budgets_set += 1;
-        });
-    }
-    async fn stall(&self) {
-        self.weather.send_modify(|weather| weather.stalled = true);
-    }
-    async fn stall_answers(&self) {
-        self.weather.send_modify(|weather| weather.answers_stalled = true);
-    }
-    async fn heal(&self) {
-        self.weather.send_modify(|weather| {
-            *weather = Weather { cuts: weather.cuts, budgets_set: weather.budgets_set, ..Weather::default() };
-        });
-    }
-}
-
-struct Connection {
-    cuts: u64,
-    budgets_set: u64,
-    passed: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Direction {
-    Request,
-    Answer,
-}
-
-/// The connection was cut.
-struct Cut;
-
-impl Network {
-    fn connect(&self) -> Connection {
-        let weather = *self.weather.borrow();
-        Connection { cuts: weather.cuts, budgets_set: weather.budgets_set, passed: 0 }
-    }
-
-    async fn pass(&self, connection: &mut Connection, bytes: u64, direction: Direction) -> Result<(), Cut> {
-        tokio::task::yield_now().await;
-        let mut watching = self.weather.subscribe();
-        let held = |weather: &Weather| {
-            weather.stalled || (weather.answers_stalled && direction == Direction::Answer)
-        };
-        let weather = *watching.wait_for(|weather| !held(weather)).await.map_err(|_| Cut)?;
-        if weather.cuts != connection.cuts {
-            return Err(Cut);
-        }
-        if weather.budgets_set != connection.budgets_set {
-            connection.budgets_set = weather.budgets_set;
-            connection.passed = 0;
-        }
-        connection.passed += bytes;
-        if weather.budget.is_some_and(|budget| connection.passed > budget) { Err(Cut) } else { Ok(()) }
-    }
-}
 
 /// How a call was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,30 +42,24 @@ impl Lost {
 /// The client: right unless it is told to be wrong in one way.
 #[derive(Debug)]
 pub(crate) struct Networked {
-    fault: Option<Fault>,
+    fault: Fault,
     pub(crate) server: Arc<BrokenStore>,
-    pub(crate) network: Arc<Network>,
+    pub(crate) network: SimulatedNetwork,
     connections: Arc<Semaphore>,
-    idle: Mutex<Vec<Connection>>,
+    idle: Mutex<Vec<SimulatedConnection>>,
     dead: AtomicBool,
     /// Commits whose outcome was unknown.
     in_doubt: Mutex<Vec<Commit>>,
 }
 
-impl std::fmt::Debug for Connection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Connection")
-    }
-}
-
 impl Networked {
     pub(crate) const DEADLINE: Duration = DEADLINE;
 
-    pub(crate) fn new(fault: Option<Fault>) -> Self {
+    pub(crate) fn new(fault: Fault) -> Self {
         Self {
             fault,
             server: Arc::new(BrokenStore::new(fault)),
-            network: Arc::new(Network { weather: watch::Sender::new(Weather::default()) }),
+            network: SimulatedNetwork::with_latency(Duration::from_millis(1)),
             connections: Arc::new(Semaphore::new(CONNECTIONS as usize)),
             idle: Mutex::default(),
             dead: AtomicBool::new(false),
@@ -161,10 +73,10 @@ impl Networked {
     }
 
     fn is(&self, fault: Fault) -> bool {
-        self.fault == Some(fault)
+        self.fault == fault
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<SimulatedConnection>> {
         self.idle.lock().unwrap()
     }
 
@@ -192,16 +104,16 @@ impl Networked {
                 Some(connection) => connection,
                 None => {
                     let mut connection = self.network.connect();
-                    self.network.pass(&mut connection, GREETING, Direction::Request).await.map_err(unsent)?;
-                    self.network.pass(&mut connection, GREETING, Direction::Answer).await.map_err(unsent)?;
+                    connection.send(GREETING).await.map_err(unsent)?;
+                    connection.receive(GREETING).await.map_err(unsent)?;
                     connection
                 }
             };
-            self.network.pass(&mut connection, FRAME + request, Direction::Request).await.map_err(unsent)?;
+            connection.send(FRAME + request).await.map_err(unsent)?;
             sent.store(true, Ordering::SeqCst);
             let outcome = serve.await;
             let bytes = FRAME + outcome.as_ref().map_or(0, &answer);
-            self.network.pass(&mut connection, bytes, Direction::Answer).await.map_err(|_| Lost::NoAnswer)?;
+            connection.receive(bytes).await.map_err(|_| Lost::NoAnswer)?;
             self.idle().push(connection);
             Ok(outcome)
         };
@@ -269,8 +181,8 @@ impl StateStore for Networked {
             Err(lost) => lost,
         };
         let told_wrongly = match self.fault {
-            Some(Fault::CutAnswersAreUnavailable) => lost == Lost::NoAnswer,
-            Some(Fault::LateAnswersAreUnavailable) => lost == Lost::NoAnswerInTime,
+            Fault::CutAnswersAreUnavailable => lost == Lost::NoAnswer,
+            Fault::LateAnswersAreUnavailable => lost == Lost::NoAnswerInTime,
             _ => false,
         };
         if self.is(Fault::CutRequestsAreSuccesses) && lost == Lost::NotSent {
@@ -301,13 +213,8 @@ impl StateStore for Networked {
 
     async fn changes(&self, prefix: &Key) -> Result<HintStream> {
         let hints = self.server.changes(prefix).await?;
-        let cuts = self.network.weather.borrow().cuts;
-        let mut watching = self.network.weather.subscribe();
         let silent = self.is(Fault::HintsDieInSilence);
-        let cut = async move {
-            let _ = watching.wait_for(|weather| weather.cuts != cuts).await.map(drop);
-        };
-        let hints = hints.take_until(cut);
+        let hints = hints.take_until(self.network.next_cut());
         Ok(if silent { hints.chain(futures::stream::pending()).boxed() } else { hints.boxed() })
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use flames_clock::SystemClock;
-use flames_conformance_runner::{Row, Suite, Time, Unavailable, cases, table};
+use flames_conformance_runner::{Row, Suite, run, table};
 use flames_error::{Error, Result};
 use flames_state::{Commit, Key, LogEntry, Position, StateStore, Version};
 use flames_state_postgres::{PostgresConfig, PostgresStore};
@@ -153,13 +153,6 @@ fn rows() -> Vec<Row<Box<Database>>> {
 }
 
 fn main() -> ExitCode {
-    let missing = shared::postgres().err();
-    flames_conformance_runner::run(Suite {
-        name: "postgres",
-        provider: "postgres",
-        unavailable: missing
-            .map(|missing| Unavailable { service: missing.service.to_owned(), reason: missing.reason }),
-        time: Time::Real,
-        cases: cases(rows(), |_| None, || async { Box::new(Database::new().await) }),
-    })
+    let fresh = || async { Box::new(Database::new().await) };
+    run(Suite::own_tests("postgres", "postgres", shared::postgres().err(), rows(), fresh))
 }

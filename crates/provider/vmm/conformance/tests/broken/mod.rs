@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use flames_error::{Error, ErrorKind, Result};
 use flames_vmm::{
@@ -16,6 +15,7 @@ use flames_vmm::{
     MachineSpec, Observation, Phase, Prepared, SnapshotArtefacts, SnapshotKind, StartFrom, Stats, StopHow,
     Update, VmDriver,
 };
+use flames_vmm_conformance::async_trait;
 use flames_vmm_simulated::SimulatedDriver;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};

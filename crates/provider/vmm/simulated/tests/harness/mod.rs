@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use flames_clock::{SeededRandom, SimulatedClock};
+use flames_conformance_runner::Suite;
 use flames_vmm::{BootSource, IncarnationName, MachineSpec, NetworkSpec, SecretBytes, VmDriver};
 use flames_vmm_conformance::{Capabilities, Fixture, Harness, Time, async_trait};
 use flames_vmm_simulated::{GuestOrigin, SimulatedConfig, SimulatedDriver, SimulatedFiles, SimulatedHost};
@@ -40,20 +41,22 @@ impl Simulated {
         };
         Self { config, told, wrap: Arc::new(|driver| Arc::new(driver)) }
     }
+
+    /// The suite for it.
+    pub(crate) fn suite(self) -> Suite {
+        let told = self.told;
+        flames_vmm_conformance::suite(self, told)
+    }
 }
 
 #[async_trait]
-impl Harness for Simulated {
+impl Harness<dyn Fixture> for Simulated {
     fn name(&self) -> &'static str {
         "simulated"
     }
 
     fn time(&self) -> Time {
         Time::Paused
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.told
     }
 
     async fn fresh(&self) -> Box<dyn Fixture> {
