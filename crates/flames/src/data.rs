@@ -102,6 +102,12 @@ impl DataFolder {
         self.join("api.sock")
     }
 
+    /// Whether a Flames has worked here: a host's part is the last to begin, after all providers were open.
+    #[cfg_attr(not(feature = "sqlite"), allow(dead_code, reason = "only a file can be emptied"))]
+    pub(crate) fn was_used(&self) -> bool {
+        self.join("controller").is_dir()
+    }
+
     /// Where the API is; none when nothing is served from here.
     pub(crate) fn api(&self) -> io::Result<Option<ApiFile>> {
         match read_small(&self.join("api.json")) {

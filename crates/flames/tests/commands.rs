@@ -69,6 +69,22 @@ fn run_with_rm_leaves_no_vm() {
 }
 
 #[test]
+fn an_image_without_a_workload_stays_up_and_is_told_how_to_be_used() {
+    let installation = with_image();
+    let ran = installation.run(&["run", "--name", "bare", "test"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "bare\n"), "{}", ran.stderr);
+    for told in ["stays up", "flames exec bare -- ", "flames stop bare"] {
+        assert!(ran.stderr.contains(told), "{told} is not in {}", ran.stderr);
+    }
+    assert_eq!(installation.inspect("bare")["state"], "running");
+    assert_eq!(installation.run(&["exec", "bare", "--", "echo", "hello"]).ok(), "hello\n");
+    let vm = installation.run(&["--json", "run", "--name", "plain", "test"]).json();
+    assert_eq!((&vm["name"], &vm["state"]), (&"plain".into(), &"running".into()));
+    let ran = installation.run(&["run", "--rm", "--name", "passing", "test"]);
+    assert!(ran.code == 0 && ran.stderr.contains("removes"), "{} {}", ran.code, ran.stderr);
+}
+
+#[test]
 fn a_workload_that_is_not_in_the_image_is_told_with_a_shell_s_code() {
     let installation = with_image();
     let said = installation.run(&["run", "--name", "x", "test", "--", "nosuch"]).failed(127);

@@ -311,6 +311,31 @@ fn a_database_of_a_newer_version_is_refused_and_left_as_it_is() {
 }
 
 #[test]
+fn a_state_file_that_was_emptied_is_not_taken_for_a_new_one() {
+    let mut place = Place::new();
+    let file = place.data().join("state.sqlite");
+    // In a folder that no Flames has worked in it is new.
+    fs::create_dir(place.data()).unwrap();
+    fs::write(&file, "").unwrap();
+    place.used();
+    let kept = fs::read(&file).unwrap();
+    fs::write(&file, "").unwrap();
+    let path = file.display().to_string();
+    for line in [place.refused(&[]), place.check_refused(&[])] {
+        tells(
+            &line,
+            &["state (sqlite), setting `state.path`", &path, "is empty", "from a backup", "remove it"],
+        );
+    }
+    assert_eq!(fs::read(&file).unwrap(), b"", "nothing was changed");
+    // Both ways out work.
+    fs::write(&file, kept).unwrap();
+    place.used();
+    fs::remove_file(&file).unwrap();
+    place.used();
+}
+
+#[test]
 fn a_data_folder_of_a_newer_version_is_refused() {
     let mut place = Place::new();
     place.used();

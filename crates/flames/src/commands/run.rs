@@ -42,7 +42,20 @@ enum Came {
     Interrupted,
 }
 
-/// Creates a VM, shows its output, and ends as its workload ends.
+/// What there was to see of a VM's workload.
+enum Shown {
+    /// Its output, which ended so.
+    Output(Ended),
+    /// Nothing any more.
+    Nothing,
+    /// There is none: its image has no command, and it was given none.
+    NoWorkload,
+}
+
+/// The API's code for a process that the guest does not have.
+const NO_SUCH_PROCESS: &str = "PROCESS_NOT_FOUND";
+
+/// Creates a VM, shows its output, and ends as its workload ends. A VM without a workload stays up, as with `--detach`.
 pub(super) async fn run(context: &Context, arguments: RunArgs) -> Outcome {
     let client = &context.api.client;
     let (detach, remove) = (arguments.detach, arguments.rm);
@@ -78,16 +91,22 @@ pub(super) async fn run(context: &Context, arguments: RunArgs) -> Outcome {
     }
     let shown = match has_run(&vm) {
         true => show(client, &vm, stdin, tty, &mut interrupts).await,
-        false => Ok(None),
+        false => Ok(Shown::Nothing),
     };
     let shown = match shown {
-        Ok(Some(Ended::Left)) => {
+        Ok(Shown::Output(Ended::Left)) => {
             context
                 .output
                 .say(format!("The VM `{}` is left to itself: `flames attach {}`.", vm.name, vm.name));
             return Ok(ExitCode::from(128 + SIGINT));
         }
-        shown => shown,
+        Ok(Shown::NoWorkload) => {
+            context.output.say(stays_up(&vm.name, remove));
+            return detached(context, &vm);
+        }
+        Ok(Shown::Output(ended)) => Ok(Some(ended)),
+        Ok(Shown::Nothing) => Ok(None),
+        Err(failure) => Err(failure),
     };
     let finished = async {
         let outcome = match shown {
@@ -222,6 +241,15 @@ fn tell_endpoints(context: &Context, vm: &Vm) {
     }
 }
 
+/// How a VM that has nothing to do of its own is used.
+fn stays_up(name: &str, remove: bool) -> String {
+    let end = if remove { "ends and removes" } else { "ends" };
+    format!(
+        "The VM `{name}` has no workload: its image has no command, and none was given. It stays up: `flames exec {name} -- COMMAND` runs \
+         something in it, `flames stop {name}` {end} it."
+    )
+}
+
 fn detached(context: &Context, vm: &Vm) -> Outcome {
     match context.output.json {
         true => context.output.json(vm)?,
@@ -230,15 +258,14 @@ fn detached(context: &Context, vm: &Vm) -> Outcome {
     if vm.state == VmState::Failed { Err(failed(vm)) } else { Ok(ExitCode::SUCCESS) }
 }
 
-/// Shows the workload's output until it has ended; none when there is nothing to attach to any more. A connection that breaks is made
-/// again where it broke.
+/// Shows the workload's output until it has ended. A connection that breaks is made again where it broke.
 async fn show(
     client: &Client,
     vm: &Vm,
     stdin: bool,
     tty: bool,
     interrupts: &mut Interrupts,
-) -> Result<Option<Ended>, Failure> {
+) -> Result<Shown, Failure> {
     let id = vm.id.to_string();
     let (mut from, mut failures) = (0, 0);
     loop {
@@ -246,23 +273,30 @@ async fn show(
         let ended = match client.attach(&id, &query).await {
             Ok(stream) => {
                 let joined = Joined { stdin, terminal: tty, from };
-                join(stream, joined, interrupts, async |interrupt| heed(client, &id, interrupt).await).await?
+                let heeding = async |interrupt| heed(client, &id, interrupt).await;
+                match join(stream, joined, interrupts, heeding).await {
+                    Err(failure) if failure.code.as_deref() == Some(NO_SUCH_PROCESS) => {
+                        return Ok(Shown::NoWorkload);
+                    }
+                    joined => joined?,
+                }
             }
+            Err(error) if error.code() == Some(NO_SUCH_PROCESS) => return Ok(Shown::NoWorkload),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict) => {
-                return Ok(None);
+                return Ok(Shown::Nothing);
             }
             Err(error) if error.is_retryable() && failures < REATTACHED => Ended::Cut(from),
             Err(error) => return Err(error.into()),
         };
         match ended {
             // What was typed went to the connection that broke: it cannot be told how much of it arrived.
-            Ended::Cut(_) if stdin || failures >= REATTACHED => return Ok(Some(ended)),
+            Ended::Cut(_) if stdin || failures >= REATTACHED => return Ok(Shown::Output(ended)),
             Ended::Cut(shown) => {
                 failures = if shown > from { 1 } else { failures + 1 };
                 from = shown;
                 tokio::time::sleep(REATTACH_AFTER).await;
             }
-            ended => return Ok(Some(ended)),
+            ended => return Ok(Shown::Output(ended)),
         }
     }
 }

@@ -14,6 +14,7 @@ use flames_state_postgres::{PostgresConfig, PostgresStore};
 use flames_state_sqlite::{SqliteConfig, SqliteStore};
 
 use crate::config::{Problem, Section, Settings};
+use crate::data::DataFolder;
 
 const SECTION: Section = Section::State;
 
@@ -51,6 +52,24 @@ impl StatePlan {
         }
     }
 
+    /// Refuses a file that was emptied and would be taken for a new one, where the data folder knows better.
+    pub(crate) fn check_not_emptied(&self, folder: &DataFolder) -> Result<(), Problem> {
+        let _ = folder;
+        match self {
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(config) if folder.was_used() && is_empty(&config.path) => {
+                let sentence = format!(
+                    "{} is empty, though a Flames has worked in {}: its records are gone. Put the file back from a backup; or remove it, to begin \
+                     anew without the VMs and images that it told of.",
+                    config.path.display(),
+                    folder.path().display()
+                );
+                Err(Problem::new(SECTION, "state.path", sentence).of_backend("sqlite"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(super) async fn open(self, clock: &Arc<dyn Clock>) -> Result<State, Problem> {
         let _ = clock;
         match self {
@@ -81,6 +100,11 @@ impl StatePlan {
             }
         }
     }
+}
+
+#[cfg(feature = "sqlite")]
+fn is_empty(path: &std::path::Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() == 0)
 }
 
 #[cfg(feature = "sqlite")]

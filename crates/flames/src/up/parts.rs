@@ -71,6 +71,7 @@ impl Parts {
             if arguments.ephemeral { folder.make(EPHEMERAL)? } else { folder.folder().path().to_owned() };
         let staging = base.join("staging");
         let Plans { state, blob, cache, queue, ingress } = plans;
+        state.check_not_emptied(folder.folder())?;
         let providers = Providers::open(state, blob, cache, queue, clock).await?;
         let dial = Arc::new(GuestDial::default());
         let ingress = match ingress.start(Some(dial.clone())).await {

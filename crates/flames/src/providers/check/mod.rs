@@ -176,7 +176,10 @@ fn place(settings: &Settings, section: Section, backend: &str) -> String {
 }
 
 async fn state(settings: &Settings, plan: StatePlan, clock: &Arc<dyn Clock>) -> Result<Found, Problem> {
-    let _ = (settings, clock);
+    let _ = clock;
+    if let Some(folder) = settings.path("data") {
+        plan.check_not_emptied(&DataFolder::at(folder))?;
+    }
     match &plan {
         StatePlan::Memory => Ok(Found::note("everything is forgotten at the end")),
         #[cfg(feature = "sqlite")]
