@@ -62,6 +62,7 @@ pub(crate) struct Load {
 pub(crate) fn create() -> CreateVm {
     let mut create = CreateVm::new(IMAGE);
     create.labels = [("team".to_owned(), "bench".to_owned())].into();
+    // A workload that simulated guests know: one that ends at once would be a life and a death for each VM, and not a start.
     create.spec.command = Some(vec!["sleep".to_owned(), "infinity".to_owned()]);
     create.spec.env = [("LANG".to_owned(), "C.UTF-8".to_owned())].into();
     create

@@ -160,7 +160,7 @@ impl Bench<'_> {
             let row = self.with_world(0, |world, watch| {
                 let pace = Pace::Closed(self.window());
                 let (mut bare_rate, mut bare_cpu) = (Vec::new(), Vec::new());
-                let (mut accepted, mut running) = (Vec::new(), Vec::new());
+                let (mut accepted, mut running, mut cpu_us) = (Vec::new(), Vec::new(), Vec::new());
                 let (mut bare_took, mut took_ours, mut until_running) =
                     (Samples::default(), Samples::default(), Samples::default());
                 for _ in 0..self.arguments.rounds {
@@ -173,6 +173,7 @@ impl Bench<'_> {
                     let turn = Turn::run(Load { server: world.address, clients, pace }, watch)?;
                     accepted.push(turn.accepted_per_second);
                     running.push(turn.running_per_second);
+                    cpu_us.push(turn.cpu_us);
                     took_ours.extend(took(&turn.posts));
                     until_running.extend(turn.until_running());
                 }
@@ -190,6 +191,7 @@ impl Bench<'_> {
                     figure("alone µs", alone_cpu),
                     figure("running/s", running),
                     figure("of accepted", running / accepted),
+                    figure("µs/VM", median(cpu_us)),
                     figure("bare p50 ms", bare_took.quantile_ms(0.5)),
                     figure("bare p99 ms", bare_took.quantile_ms(0.99)),
                     figure("POST p50 ms", took_ours.quantile_ms(0.5)),
@@ -201,7 +203,7 @@ impl Bench<'_> {
             })?;
             rows.push(row);
         }
-        let title = "As many creates as the clients can get. running/s: all accepted, by the time until the last ran. alone: creates while nothing brings them to run. µs: the server's processor time for each.";
+        let title = "As many creates as the clients can get. running/s: all accepted, by the time until the last ran. alone: creates while nothing brings them to run. µs: the server's processor time for each; µs/VM: until it runs.";
         Ok((Section { title: title.to_owned(), key: "clients", rows }, top))
     }
 

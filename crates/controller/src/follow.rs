@@ -209,7 +209,7 @@ impl Follower {
             let page = self.shared.within("controller.assignments", limit, call).await?;
             for assignment in page.items {
                 listed.insert(assignment.incarnation);
-                if !self.instruct(Instruction::Assigned(Box::new(assignment))).await {
+                if !self.instruct(Instruction::Assigned(Arc::new(assignment))).await {
                     return Ok(false);
                 }
             }
@@ -237,7 +237,7 @@ impl Follower {
         let stands_still = changes.changed.is_empty() && changes.next == *position;
         for change in changes.changed {
             let instruction = match change.assignment {
-                Some(assignment) => Instruction::Assigned(Box::new(assignment)),
+                Some(assignment) => Instruction::Assigned(Arc::new(assignment)),
                 None => Instruction::Absent(change.incarnation),
             };
             if !self.instruct(instruction).await {

@@ -42,7 +42,7 @@ pub(crate) fn machine_spec(
     local: &Local,
     user_network: bool,
 ) -> Result<MachineSpec> {
-    let Assignment { spec, .. } = &record.assignment;
+    let spec = &record.assignment.spec;
     if !user_network && !spec.ports.is_empty() {
         return Err(Error::new(
             ErrorKind::NotSupported,

@@ -1,6 +1,7 @@
 //! What a host writes down about one incarnation before its machine starts, so that it can be taken up again with the API down.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use flames_guest_protocol::AgentKey;
 use flames_model::{Assignment, Endpoint, Exit, IncarnationState, Reason, Timestamp};
@@ -41,7 +42,8 @@ pub struct IncarnationRecord {
     /// [`RECORD_SCHEMA`] of whoever wrote it.
     pub schema: u32,
     /// What was told last.
-    pub assignment: Assignment,
+    #[serde(with = "shared")]
+    pub assignment: Arc<Assignment>,
     /// What its agent and its controller prove themselves to each other with.
     pub key: AgentKey,
     /// The guest's wall clock at boot, in milliseconds since 1970. Part of the machine, so it must not change between two tries.
@@ -56,6 +58,23 @@ pub struct IncarnationRecord {
     pub timeline: BTreeMap<IncarnationState, Timestamp>,
     /// How its run ended, when it has.
     pub ending: Option<Ending>,
+}
+
+/// A shared value is written as the value.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(value: &Arc<T>, to: S) -> Result<S::Ok, S::Error> {
+        T::serialize(value, to)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Arc<T>, D::Error> {
+        T::deserialize(from).map(Arc::new)
+    }
 }
 
 impl IncarnationRecord {

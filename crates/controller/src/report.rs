@@ -3,7 +3,7 @@
 //! Only the newest state of each incarnation is kept while the API cannot be reached; each report carries the whole timeline, so that no
 //! phase in between is lost with the ones that it replaced.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +22,9 @@ use crate::supervisor::Instruction;
 
 /// The most reports of one call.
 pub(crate) const BATCH: usize = 64;
-/// How many calls are under way at once: a server commits each report by itself, and several commits can share one write to its disk.
-const CALLS: usize = 4;
+/// How many calls are under way at once. While two are, what comes piles up and becomes the next one: a server commits what comes in one
+/// call together.
+const CALLS: usize = 2;
 
 /// The newest report on each incarnation that was not taken yet.
 #[derive(Debug, Default)]
@@ -37,8 +38,8 @@ struct Pending {
     reports: BTreeMap<IncarnationId, Report>,
     /// The order in which they came, so that none waits for ever.
     order: VecDeque<IncarnationId>,
-    /// Sent, and not answered yet.
-    under_way: usize,
+    /// Of which a report was sent that is not answered yet. A newer one waits for that answer: the two would only meet at the server.
+    under_way: BTreeSet<IncarnationId>,
 }
 
 impl Pending {
@@ -86,25 +87,34 @@ impl Reports {
     /// Whether nothing waits and nothing is under way.
     pub(crate) fn is_idle(&self) -> bool {
         let pending = self.lock();
-        pending.reports.is_empty() && pending.under_way == 0
+        pending.reports.is_empty() && pending.under_way.is_empty()
     }
 
     fn take(&self) -> Vec<Report> {
-        let mut pending = self.lock();
-        let mut batch = Vec::new();
+        let mut guard = self.lock();
+        let pending = &mut *guard;
+        let (mut batch, mut passed_over) = (Vec::new(), Vec::new());
         while batch.len() < BATCH {
             let Some(id) = pending.order.pop_front() else { break };
+            if pending.under_way.contains(&id) {
+                passed_over.push(id);
+                continue;
+            }
             batch.extend(pending.reports.remove(&id));
         }
-        pending.under_way += batch.len();
+        // They keep their turn.
+        passed_over.into_iter().rev().for_each(|id| pending.order.push_front(id));
+        pending.under_way.extend(batch.iter().map(|report| report.incarnation));
         batch
     }
 
     fn settle(&self, batch: Vec<Report>, taken: bool) {
         let mut pending = self.lock();
-        pending.under_way = pending.under_way.saturating_sub(batch.len());
-        if !taken {
-            batch.into_iter().for_each(|report| pending.put(report));
+        for report in batch {
+            pending.under_way.remove(&report.incarnation);
+            if !taken {
+                pending.put(report);
+            }
         }
     }
 }
@@ -140,7 +150,11 @@ impl Reporter {
             let sent = tokio::select! {
                 biased;
                 Some(sent) = calls.next() => sent,
-                () = self.shared.reports.news.notified(), if calls.len() < CALLS => continue,
+                () = self.shared.reports.news.notified(), if calls.len() < CALLS => {
+                    // Whatever is ready to run goes first: on a busy host many reports become one call, on an idle one nothing waits.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
             };
             if let Some(wait) = self.settle(sent, &mut backoff).await {
                 self.shared.clock.sleep(wait).await;
@@ -212,5 +226,73 @@ impl Reporter {
                 let _ = self.instructions.send(Instruction::Absent(report.incarnation)).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flames_model::{FencingToken, IncarnationState, ProjectName, Timestamp, VmId};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn report(number: u128, sequence: u64, state: IncarnationState) -> Report {
+        Report {
+            incarnation: IncarnationId::from_uuid(Uuid::from_u128(number)),
+            vm: VmId::from_uuid(Uuid::from_u128(number)),
+            project: ProjectName::new("default").unwrap(),
+            token: FencingToken(1),
+            sequence,
+            state,
+            reason: None,
+            exit: None,
+            endpoints: Vec::new(),
+            timeline: [(state, Timestamp::UNIX_EPOCH)].into(),
+            released: false,
+            purged: false,
+        }
+    }
+
+    #[test]
+    fn what_comes_before_the_next_call_is_told_once_as_it_is_last_with_all_that_it_went_through() {
+        let reports = Reports::default();
+        for (sequence, state) in [(1, IncarnationState::Preparing), (2, IncarnationState::Running)] {
+            reports.put(report(1, sequence, state));
+        }
+        let batch = reports.take();
+        assert_eq!(batch.len(), 1);
+        assert_eq!((batch[0].sequence, batch[0].state), (2, IncarnationState::Running));
+        assert_eq!(batch[0].timeline.len(), 2);
+    }
+
+    #[test]
+    fn a_newer_report_waits_for_the_answer_to_the_older_one_and_holds_up_no_other() {
+        let reports = Reports::default();
+        reports.put(report(1, 1, IncarnationState::Preparing));
+        let first = reports.take();
+        reports.put(report(1, 2, IncarnationState::Running));
+        reports.put(report(2, 1, IncarnationState::Preparing));
+        let others = reports.take();
+        assert_eq!(
+            others.iter().map(|report| report.incarnation).collect::<Vec<_>>(),
+            [IncarnationId::from_uuid(Uuid::from_u128(2))]
+        );
+        assert!(reports.take().is_empty());
+        reports.settle(first, true);
+        assert_eq!(reports.take()[0].state, IncarnationState::Running);
+    }
+
+    #[test]
+    fn what_was_not_taken_is_told_again_unless_there_is_newer() {
+        let reports = Reports::default();
+        reports.put(report(1, 1, IncarnationState::Preparing));
+        let lost = reports.take();
+        reports.put(report(1, 2, IncarnationState::Running));
+        reports.settle(lost, false);
+        let again = reports.take();
+        assert_eq!((again.len(), again[0].sequence, again[0].timeline.len()), (1, 2, 2));
+        assert!(!reports.is_idle());
+        reports.settle(again, true);
+        assert!(reports.is_idle());
     }
 }

@@ -27,23 +27,25 @@ pub(crate) struct Live {
     pub(crate) guest: Option<watch::Receiver<GuestView>>,
     /// How its run ended, when it has.
     pub(crate) exit: Option<Exit>,
-    /// Told of each change of the above, and of each write to its log.
-    changes: watch::Sender<()>,
+    /// Told of each change of the above, and of each write to its log. There once somebody asked for it.
+    changes: Option<watch::Sender<()>>,
 }
 
 impl Live {
     pub(crate) fn new(name: IncarnationName, exit: Option<Exit>) -> Self {
-        Self { name, guest: None, exit, changes: watch::Sender::new(()) }
+        Self { name, guest: None, exit, changes: None }
     }
 
     /// Says that something changed.
     pub(crate) fn changed(&self) {
-        self.changes.send_replace(());
+        if let Some(changes) = &self.changes {
+            changes.send_replace(());
+        }
     }
 
     /// Hears of what changes from now on. To be had before what may change is read.
-    pub(crate) fn changes(&self) -> watch::Receiver<()> {
-        self.changes.subscribe()
+    pub(crate) fn changes(&mut self) -> watch::Receiver<()> {
+        self.changes.get_or_insert_with(|| watch::Sender::new(())).subscribe()
     }
 }
 

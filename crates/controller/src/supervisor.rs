@@ -21,7 +21,7 @@ use crate::worker::{Finished, Order, Told, Worker};
 #[derive(Debug)]
 pub(crate) enum Instruction {
     /// This is assigned.
-    Assigned(Box<Assignment>),
+    Assigned(Arc<Assignment>),
     /// This is not assigned (any more): nothing of it is to be left.
     Absent(IncarnationId),
     /// These, and no others, were assigned when all were read.
@@ -224,7 +224,7 @@ impl Supervisor {
                 if is_new {
                     self.announce(id, None);
                 }
-                self.tell(id, Told::Assigned(Arc::new(*assignment)));
+                self.tell(id, Told::Assigned(assignment));
             }
             Instruction::Absent(id) => {
                 if let Some(assigned) = &mut self.assigned {

@@ -36,8 +36,8 @@ async fn sweep(shared: &Shared) -> Result<()> {
             return Ok(());
         };
         if !record.is_released() {
-            needed.push(record.assignment.image);
-            needed.extend(record.assignment.kernel);
+            needed.push(record.assignment.image.clone());
+            needed.extend(record.assignment.kernel.clone());
         }
     }
     shared.artefacts.sweep(&needed).await

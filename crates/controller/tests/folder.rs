@@ -47,7 +47,7 @@ fn record(number: u128, disk: DiskKind) -> IncarnationRecord {
     let assignment: Assignment = serde_json::from_value(assignment).unwrap();
     IncarnationRecord {
         schema: RECORD_SCHEMA,
-        assignment,
+        assignment: assignment.into(),
         key: AgentKey::from_bytes([5; 32]),
         epoch_ms: 1,
         phase: RecordPhase::Accepted,

@@ -1,18 +1,34 @@
 //! Typed identifiers.
 
 use std::fmt::{Debug, Display};
+use std::marker::PhantomData;
 use std::str::FromStr;
 
 use flames_error::{Error, Result};
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
+
+/// Reads an id from text without a copy of the text.
+struct FromText<T>(PhantomData<T>);
+
+impl<T: FromStr<Err = Error>> Visitor<'_> for FromText<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+}
 
 /// Defines an id: a UUID behind a prefix that names its type, written `<prefix>_<32 hex digits>`.
 macro_rules! typed_id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(Uuid);
 
         impl $name {
@@ -69,6 +85,18 @@ macro_rules! typed_id {
                 id.to_string()
             }
         }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+                deserializer.deserialize_str(FromText(PhantomData))
+            }
+        }
     };
 }
 
@@ -119,5 +147,10 @@ mod tests {
         assert!(id.to_string().parse::<IncarnationId>().is_err());
         assert!("vm_0000000000000000000000000000000G".parse::<VmId>().is_err());
         assert!("vm_7".parse::<VmId>().is_err());
+        let json = serde_json::to_string(&id).unwrap();
+        assert_eq!(json, format!("\"{id}\""));
+        assert_eq!(serde_json::from_str::<VmId>(&json).unwrap(), id);
+        assert!(serde_json::from_str::<IncarnationId>(&json).is_err());
+        assert!(serde_json::from_str::<VmId>("7").is_err());
     }
 }

@@ -10,7 +10,7 @@ macro_rules! checked_text {
     ($(#[$doc:meta])* $name:ident, $field:literal, $allowed:expr, $sentence:literal) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
+        #[serde(try_from = "String")]
         pub struct $name(String);
 
         impl $name {

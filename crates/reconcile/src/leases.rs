@@ -112,7 +112,7 @@ async fn read_leases(parts: &ReconcileParts) -> Result<Vec<ControllerLease>> {
     let mut after = None;
     loop {
         let page = parts.records.leases(after).await?;
-        leases.extend(page.items.into_iter().map(|lease| lease.record));
+        leases.extend(page.items.into_iter().map(Versioned::into_record));
         match page.next {
             Some(next) => after = Some(next),
             None => return Ok(leases),
@@ -157,7 +157,7 @@ async fn mark_one(parts: &ReconcileParts, assignment: &Versioned<Assignment>) ->
         state: IncarnationState::Lost,
         state_before_loss: Some(incarnation.state),
         reason: Some(reason.clone()),
-        ..incarnation.record.clone()
+        ..Incarnation::clone(incarnation)
     };
     let kind = EventKind::VmState { state: IncarnationState::Lost, exit: None };
     let told = Event {
@@ -169,7 +169,7 @@ async fn mark_one(parts: &ReconcileParts, assignment: &Versioned<Assignment>) ->
     let mut change = Change::new();
     change
         .update_incarnation(incarnation, &lost)
-        .update_assignment(assignment, assignment)
+        .update_assignment(assignment, Arc::clone(&assignment.record))
         .event(Some(&entry.vm.project), &told);
     match parts.records.apply(change).await {
         Ok(_) => Ok(true),

@@ -15,6 +15,7 @@ mod ingress;
 mod leases;
 mod place;
 mod relay;
+mod reserve;
 mod sweep;
 pub mod vm;
 mod worker;
@@ -28,6 +29,7 @@ use flames_ingress::IngressProvider;
 use flames_model::ProjectName;
 use flames_queue::{Topic, WorkQueue};
 use flames_records::Records;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -61,7 +63,7 @@ impl Default for ReconcileConfig {
     fn default() -> Self {
         Self {
             workers: 4,
-            batch: 16,
+            batch: 32,
             job_lease: Duration::from_secs(30),
             poll: Duration::from_millis(500),
             lease_check: Duration::from_secs(3),
@@ -112,8 +114,10 @@ impl Reconciler {
         let vms = Arc::new(VmReconciler::new(parts.clone(), liveness.clone()));
         let mut tasks = JoinSet::new();
         tasks.spawn(relay::run(parts.clone(), vm_topic()?, stop.clone()));
+        let listening = Arc::new(Semaphore::new(1));
         for number in 0..parts.config.workers.max(1) {
-            tasks.spawn(worker::run(parts.clone(), vms.clone(), vm_topic()?, number, stop.clone()));
+            let (parts, vms, listening) = (parts.clone(), vms.clone(), listening.clone());
+            tasks.spawn(worker::run(parts, vms, vm_topic()?, number, listening, stop.clone()));
         }
         tasks.spawn(leases::run(parts.clone(), liveness.clone(), stop.clone()));
         tasks.spawn(sweep::run(parts, stop.clone()));

@@ -11,6 +11,7 @@ use flames_model::{
 use flames_records::{Change, DueEntry, Versioned, VmEntry};
 use flames_scheduler::{Candidate, Decision, Request};
 
+use crate::reserve::{Decided, Reservations, Reserve};
 use crate::vm::VmReconciler;
 
 /// The controllers as they were seen a moment ago.
@@ -28,8 +29,14 @@ struct Place {
 
 impl VmReconciler {
     /// Finds a place for the VM and makes an incarnation there, or says why there is none.
-    pub(crate) async fn place(&self, due: &DueEntry, entry: &VmEntry, restart: bool) -> Result<()> {
-        let vm = &entry.vm.record;
+    pub(crate) async fn place(
+        &self,
+        due: &DueEntry,
+        entry: &VmEntry,
+        restart: bool,
+        reservations: &mut Reservations,
+    ) -> Result<Decided> {
+        let vm: &Vm = &entry.vm;
         let disk =
             if vm.has_persistent_disk() { self.parts.records.disk(&vm.project, vm.id).await? } else { None };
         let new_disk =
@@ -42,30 +49,41 @@ impl VmReconciler {
         };
         let (Some(image), Some(kernel)) = (image, kernel) else {
             let reason = Reason::new(ReasonCode::ImageMissing, "Its image or kernel is not there any more.");
-            return self.unplaced(due, entry, reason).await;
+            return Ok(self.unplaced(due, entry, reason).into());
         };
         let pinned = disk.as_ref().map(|disk| disk.controller);
         let request = Request { resources: wanted, placement: &vm.spec.placement, pinned };
-        let place = match self.find_place(&request).await? {
+        reservations.take_turn(&self.placing).await;
+        let place = match self.find_place(&request, reservations).await? {
             Ok(place) => place,
-            Err(reason) => return self.unplaced(due, entry, reason).await,
+            Err(reason) => return Ok(self.unplaced(due, entry, reason).into()),
         };
-        self.commit_placement(due, entry, place, wanted, disk, (image, kernel), restart).await
+        self.placed(due, entry, place, wanted, disk, (image, kernel), restart).await
     }
 
     /// A place that fits by the allocation as it is now. A view that misled is read anew, once.
-    async fn find_place(&self, request: &Request<'_>) -> Result<std::result::Result<Place, Reason>> {
+    async fn find_place(
+        &self,
+        request: &Request<'_>,
+        reservations: &Reservations,
+    ) -> Result<std::result::Result<Place, Reason>> {
         let mut nowhere = Reason::new(ReasonCode::NoCapacity, "No controller has room.");
         for fresh in [false, true] {
-            let candidates = self.candidates(fresh).await?;
+            let candidates = self.candidates(fresh, reservations).await?;
             let known: Vec<Candidate> = candidates.iter().map(|(candidate, _)| candidate.clone()).collect();
             match flames_scheduler::place(request, &known, self.parts.random.next_u64()) {
                 Decision::Nowhere(reason) => nowhere = reason,
                 Decision::Place(id) => {
                     let chosen = candidates.into_iter().find(|(candidate, _)| candidate.controller.id == id);
-                    let allocation = self.parts.records.allocation(id).await?;
+                    let (allocation, reserved) = match reservations.of(id) {
+                        Some((stored, added)) => (Some(stored.clone()), added),
+                        None => (self.parts.records.allocation(id).await?, Resources::default()),
+                    };
                     if let (Some((candidate, controller)), Some(allocation)) = (chosen, allocation)
-                        && candidate.controller.capacity.fit(&(allocation.reserved + request.resources))
+                        && candidate
+                            .controller
+                            .capacity
+                            .fit(&(allocation.reserved + reserved + request.resources))
                     {
                         return Ok(Ok(Place { controller, allocation }));
                     }
@@ -75,7 +93,11 @@ impl VmReconciler {
         Ok(Err(nowhere))
     }
 
-    async fn candidates(&self, fresh: bool) -> Result<Vec<(Candidate, Versioned<Controller>)>> {
+    async fn candidates(
+        &self,
+        fresh: bool,
+        reservations: &Reservations,
+    ) -> Result<Vec<(Candidate, Versioned<Controller>)>> {
         let now = self.parts.clock.monotonic();
         let kept = self.view.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let usable =
@@ -91,10 +113,11 @@ impl VmReconciler {
         };
         let candidate = |(controller, reserved): &(Versioned<Controller>, Resources)| {
             let alive = self.liveness.is_alive(controller.id);
-            (
-                Candidate { controller: controller.record.clone(), reserved: *reserved, alive },
-                controller.clone(),
-            )
+            let reserved = match reservations.of(controller.id) {
+                Some((_, added)) => *reserved + added,
+                None => *reserved,
+            };
+            (Candidate { controller: Arc::clone(&controller.record), reserved, alive }, controller.clone())
         };
         Ok(controllers.iter().map(candidate).collect())
     }
@@ -126,8 +149,8 @@ impl VmReconciler {
     }
 
     /// Says why the VM has no place, and asks for another try. The event is written when the reason is a new one.
-    async fn unplaced(&self, due: &DueEntry, entry: &VmEntry, reason: Reason) -> Result<()> {
-        let vm = &entry.vm.record;
+    fn unplaced(&self, due: &DueEntry, entry: &VmEntry, reason: Reason) -> Change {
+        let vm: &Vm = &entry.vm;
         let mut change = Change::new();
         change.settle(due);
         if vm.unplaced.as_ref() == Some(&reason) {
@@ -135,14 +158,15 @@ impl VmReconciler {
         } else {
             let event = self.event(vm, vm.incarnation, EventKind::VmUnplaced, Some(reason.clone()));
             let new = Vm { unplaced: Some(reason), updated_at: self.parts.clock.now(), ..vm.clone() };
-            change.update_vm(&entry.vm, &new).event(Some(&vm.project), &event);
+            change.update_vm(&entry.vm, new).event(Some(&vm.project), &event);
         }
         change.due(&vm.project, vm.id, self.retry_at());
-        self.commit(change).await
+        change
     }
 
+    /// What is committed when the VM is placed there.
     #[expect(clippy::too_many_arguments, reason = "all that one placement commits together")]
-    async fn commit_placement(
+    async fn placed(
         &self,
         due: &DueEntry,
         entry: &VmEntry,
@@ -151,8 +175,8 @@ impl VmReconciler {
         disk: Option<Versioned<Disk>>,
         (image, kernel): (Versioned<Image>, Option<Versioned<Image>>),
         restart: bool,
-    ) -> Result<()> {
-        let old = &entry.vm.record;
+    ) -> Result<Decided> {
+        let old: &Vm = &entry.vm;
         let now = self.parts.clock.now();
         let id = IncarnationId::from_uuid(self.parts.ids.next_id());
         let token = FencingToken(old.placements + 1);
@@ -224,8 +248,8 @@ impl VmReconciler {
             },
             spec: old.spec.clone(),
             source: Source::Boot,
-            image: image.record.manifest,
-            kernel: kernel.map(|kernel| kernel.record.manifest),
+            image: image.manifest.clone(),
+            kernel: kernel.map(|kernel| kernel.manifest.clone()),
         };
         if let Some(last) = &entry.incarnation {
             change.remove_incarnation(last);
@@ -233,17 +257,13 @@ impl VmReconciler {
         if let Some(last) = self.current_assignment(entry).await? {
             change.remove_assignment(&last);
         }
-        let reserved = place.allocation.reserved + wanted;
         let event = self.event(&vm, Some(id), EventKind::VmPlaced { controller: place.controller.id }, None);
         change
-            .update_vm(&entry.vm, &vm)
-            .insert_incarnation(&incarnation)
-            .insert_assignment(&assignment)
-            .update_allocation(
-                &place.allocation,
-                &ControllerAllocation { controller: place.controller.id, reserved },
-            )
+            .update_vm(&entry.vm, vm)
+            .insert_incarnation(incarnation)
+            .insert_assignment(assignment)
             .event(Some(&old.project), &event);
-        self.commit(change).await
+        let reserve = Reserve { allocation: place.allocation, resources: wanted };
+        Ok(Decided { change, reserve: Some(reserve) })
     }
 }

@@ -1,5 +1,6 @@
 //! One VM, one step: read, decide, act, commit.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use flames_clock::{ClockExt, Timestamp};
@@ -9,13 +10,26 @@ use flames_model::{
     ReasonCode, Step, Vm, Wanted, next_step,
 };
 use flames_records::{Change, DueEntry, DueKey, Tombstone, Versioned, VmEntry};
+use tokio::sync::Semaphore;
 
 use crate::ReconcileParts;
 use crate::leases::Liveness;
 use crate::place::PlacementView;
+use crate::reserve::{Decided, Reservations};
 
 /// How often a step is decided anew when others change the same records.
 const ATTEMPTS: u32 = 16;
+/// How often several steps are tried together.
+const TOGETHER_ATTEMPTS: u32 = 2;
+
+/// Several steps, decided and not committed yet.
+struct Gathered {
+    change: Change,
+    /// What became of the due entry of each, once the change is applied.
+    outcomes: Vec<Result<Done>>,
+    /// Kept until then.
+    reservations: Reservations,
+}
 
 /// What became of a due entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,12 +47,15 @@ pub struct VmReconciler {
     pub(crate) liveness: Arc<Liveness>,
     /// What placement decides on: old by at most the configured age.
     pub(crate) view: Mutex<Option<PlacementView>>,
+    /// Whose turn it is to place. Placements that were decided at the same time would be refused for each other's sake, since each writes
+    /// its controller's allocation.
+    pub(crate) placing: Arc<Semaphore>,
 }
 
 impl VmReconciler {
     /// A reconciler over these parts.
     pub fn new(parts: ReconcileParts, liveness: Arc<Liveness>) -> Self {
-        Self { parts, liveness, view: Mutex::new(None) }
+        Self { parts, liveness, view: Mutex::new(None), placing: Arc::new(Semaphore::new(1)) }
     }
 
     /// Does what a due entry calls for, and settles the entry in the same commit.
@@ -48,13 +65,14 @@ impl VmReconciler {
     /// Errors: `Unavailable` (also after too many conflicts); `Corrupt`, `NotSupported` when a record cannot be read or rewritten.
     pub async fn reconcile(&self, key: &DueKey) -> Result<Done> {
         for _ in 0..ATTEMPTS {
-            let Some(due) = self.parts.records.due(key).await? else { return Ok(Done::Already) };
-            let committed = match self.parts.records.vm(&key.project, key.vm).await? {
-                Some(entry) => self.step(&due, &entry).await,
-                None => self.step_of_tombstone(&due).await,
+            let mut reservations = Reservations::default();
+            let Some(Decided { mut change, reserve }) = self.decide(key, &mut reservations).await? else {
+                return Ok(Done::Already);
             };
-            match committed {
-                Ok(()) => return Ok(Done::Settled),
+            reservations.add(reserve);
+            reservations.write(&mut change);
+            match self.parts.records.apply(change).await {
+                Ok(_) => return Ok(Done::Settled),
                 // After an unknown outcome, what is stored tells what is left to do.
                 Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::OutcomeUnknown) => {}
                 Err(error) => return Err(error),
@@ -64,32 +82,99 @@ impl VmReconciler {
             .with_resource("vm", key.vm.to_string()))
     }
 
-    async fn step(&self, due: &DueEntry, entry: &VmEntry) -> Result<()> {
+    /// Does what the first of these due entries call for, as many of them as go into one commit. Answers what became of each of those, in
+    /// their order: of one at least, unless there is none.
+    ///
+    /// Each is done as by [`VmReconciler::reconcile`]. When a commit is refused twice, the first is done by itself.
+    pub async fn reconcile_together(&self, keys: &[DueKey]) -> Vec<Result<Done>> {
+        for _ in 0..TOGETHER_ATTEMPTS {
+            let Gathered { change, outcomes, reservations } = self.gather(keys).await;
+            if outcomes.is_empty() {
+                break;
+            }
+            if change.is_empty() {
+                return outcomes;
+            }
+            let applied = self.parts.records.apply(change).await;
+            drop(reservations);
+            match applied {
+                Ok(_) => return outcomes,
+                Err(error) => {
+                    tracing::debug!(%error, steps = outcomes.len(), "steps were not taken together")
+                }
+            }
+        }
+        match keys.first() {
+            Some(key) => vec![self.reconcile(key).await],
+            None => Vec::new(),
+        }
+    }
+
+    /// Decides as many of the first of these as go into one commit; none when the first goes into none with what it reserves.
+    async fn gather(&self, keys: &[DueKey]) -> Gathered {
+        let (mut change, mut reservations) = (Change::new(), Reservations::default());
+        let (mut outcomes, mut vms) = (Vec::new(), BTreeSet::new());
+        for key in keys {
+            // A VM's next step is decided on what the one before left.
+            if !vms.insert(key.vm) {
+                break;
+            }
+            match self.decide(key, &mut reservations).await {
+                Err(error) => outcomes.push(Err(error)),
+                Ok(None) => outcomes.push(Ok(Done::Already)),
+                Ok(Some(Decided { change: step, reserve })) => {
+                    if change.join(step, reservations.operations_with(reserve.as_ref())).is_some() {
+                        break;
+                    }
+                    reservations.add(reserve);
+                    outcomes.push(Ok(Done::Settled));
+                }
+            }
+        }
+        reservations.write(&mut change);
+        Gathered { change, outcomes, reservations }
+    }
+
+    /// What a due entry calls for, given what is stored and what is about to be reserved. None: the entry is settled already.
+    async fn decide(&self, key: &DueKey, reservations: &mut Reservations) -> Result<Option<Decided>> {
+        let Some(due) = self.parts.records.due(key).await? else { return Ok(None) };
+        match self.parts.records.vm(&key.project, key.vm).await? {
+            Some(entry) => self.step(&due, &entry, reservations).await.map(Some),
+            None => self.step_of_tombstone(&due).await.map(|change| Some(change.into())),
+        }
+    }
+
+    async fn step(
+        &self,
+        due: &DueEntry,
+        entry: &VmEntry,
+        reservations: &mut Reservations,
+    ) -> Result<Decided> {
         let now = self.parts.clock.now();
-        let incarnation = entry.incarnation.as_ref();
-        match next_step(&entry.vm, incarnation.map(|incarnation| &incarnation.record), now) {
+        let change = match next_step(&entry.vm, entry.incarnation.as_deref(), now) {
             Step::Wait(at) => {
                 let mut change = self.observed(due, entry);
                 if let Some(at) = at {
                     change.due(&entry.vm.project, entry.vm.id, at);
                 }
-                self.commit(change).await
+                change
             }
-            Step::Want(wanted, look_again) => self.want(due, entry, wanted, look_again).await,
-            Step::Place { restart } => self.place(due, entry, restart).await,
+            Step::Want(wanted, look_again) => self.want(due, entry, wanted, look_again).await?,
+            Step::Place { restart } => return self.place(due, entry, restart, reservations).await,
             Step::Expire => {
                 let reason = Reason::new(ReasonCode::TimedOut, "Its time was up.");
-                self.desire(due, entry, DesiredState::Stopped, reason).await
+                self.desire(due, entry, DesiredState::Stopped, reason)
             }
             Step::AutoDelete => {
                 let reason =
                     Reason::new(ReasonCode::AutoDeleted, "Its run ended, and it removes itself after that.");
-                self.desire(due, entry, DesiredState::Deleted, reason).await
+                self.desire(due, entry, DesiredState::Deleted, reason)
             }
-            Step::FinishDelete => self.finish_delete(due, entry, now).await,
+            Step::FinishDelete => self.finish_delete(due, entry, now).await?,
             // Only tombstones are purged, and they are not VMs any more.
-            Step::PurgeTombstone => self.commit(self.observed(due, entry)).await,
-        }
+            Step::PurgeTombstone => self.observed(due, entry),
+        };
+        Ok(change.into())
     }
 
     /// A change that settles the due entry and holds only if VM and incarnation are as they were read.
@@ -100,10 +185,6 @@ impl VmReconciler {
             change.require_incarnation(incarnation);
         }
         change
-    }
-
-    pub(crate) async fn commit(&self, change: Change) -> Result<()> {
-        self.parts.records.apply(change).await.map(|_| ())
     }
 
     pub(crate) fn event(
@@ -132,18 +213,18 @@ impl VmReconciler {
         entry: &VmEntry,
         wanted: Wanted,
         look_again: Option<Timestamp>,
-    ) -> Result<()> {
+    ) -> Result<Change> {
         let mut change = self.observed(due, entry);
         if let Some(told) = self.current_assignment(entry).await?
             && told.wanted != wanted
         {
-            change.update_assignment(&told, &Assignment { wanted, ..told.record.clone() });
+            change.update_assignment(&told, Assignment { wanted, ..Assignment::clone(&told) });
         }
         // A deadline stands in an entry of its own since it was set; it is written again here only if this is that entry.
         if let Some(at) = look_again.filter(|at| *at == due.key.at) {
             change.due(&entry.vm.project, entry.vm.id, at);
         }
-        self.commit(change).await
+        Ok(change)
     }
 
     pub(crate) async fn current_assignment(&self, entry: &VmEntry) -> Result<Option<Versioned<Assignment>>> {
@@ -154,15 +235,9 @@ impl VmReconciler {
     }
 
     /// Wants something else of a VM, for a reason of its own.
-    async fn desire(
-        &self,
-        due: &DueEntry,
-        entry: &VmEntry,
-        desired: DesiredState,
-        reason: Reason,
-    ) -> Result<()> {
+    fn desire(&self, due: &DueEntry, entry: &VmEntry, desired: DesiredState, reason: Reason) -> Change {
         let now = self.parts.clock.now();
-        let old = &entry.vm.record;
+        let old: &Vm = &entry.vm;
         let new = Vm {
             desired,
             desired_reason: Some(reason.clone()),
@@ -175,19 +250,18 @@ impl VmReconciler {
         let event =
             self.event(&new, new.incarnation, EventKind::VmDesired { desired, run: new.run }, Some(reason));
         let mut change = Change::new();
-        change.settle(due).update_vm(&entry.vm, &new);
+        change.settle(due).update_vm(&entry.vm, new);
         if let Some(incarnation) = &entry.incarnation {
             change.require_incarnation(incarnation);
         }
         change.event(Some(&old.project), &event).due(&old.project, old.id, now);
-        self.commit(change).await
+        change
     }
 
     /// Replaces the records of a VM of which no host keeps anything by a tombstone.
-    async fn finish_delete(&self, due: &DueEntry, entry: &VmEntry, now: Timestamp) -> Result<()> {
-        let vm = Vm { deleted_at: Some(now), updated_at: now, ..entry.vm.record.clone() };
-        let incarnation: Option<Incarnation> =
-            entry.incarnation.as_ref().map(|incarnation| incarnation.record.clone());
+    async fn finish_delete(&self, due: &DueEntry, entry: &VmEntry, now: Timestamp) -> Result<Change> {
+        let vm = Vm { deleted_at: Some(now), updated_at: now, ..Vm::clone(&entry.vm) };
+        let incarnation: Option<Incarnation> = entry.incarnation.as_deref().cloned();
         let mut change = Change::new();
         change.settle(due);
         if let Some(incarnation) = &entry.incarnation {
@@ -201,14 +275,14 @@ impl VmReconciler {
             .bury_vm(&entry.vm, &Tombstone { vm: vm.clone(), incarnation })
             .event(Some(&vm.project), &event)
             .due(&vm.project, vm.id, self.purge_at(now));
-        self.commit(change).await
+        Ok(change)
     }
 
     fn purge_at(&self, deleted_at: Timestamp) -> Timestamp {
         deleted_at.saturating_add(jiff_duration(Vm::TOMBSTONE_KEPT_MS)).unwrap_or(Timestamp::MAX)
     }
 
-    async fn step_of_tombstone(&self, due: &DueEntry) -> Result<()> {
+    async fn step_of_tombstone(&self, due: &DueEntry) -> Result<Change> {
         let project: &ProjectName = &due.key.project;
         let mut change = Change::new();
         change.settle(due);
@@ -223,7 +297,7 @@ impl VmReconciler {
                 _ => {}
             }
         }
-        self.commit(change).await
+        Ok(change)
     }
 
     /// When a VM that found no place is tried again.

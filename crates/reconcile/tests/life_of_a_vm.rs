@@ -1,5 +1,6 @@
 //! The lives of VMs, from the API's call to the host's report and back.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub, reason = "tests")]
+#![allow(dead_code, reason = "the world is shared with other tests")]
 
 mod world;
 
@@ -137,13 +138,13 @@ async fn a_run_whose_time_is_up_is_stopped_and_says_why_and_a_vm_removes_itself_
     host.obey(&world).await;
     let view = world.view("a").await;
     assert_eq!(view.state, VmState::Stopped);
-    assert_eq!(view.vm.desired_reason.unwrap().code, ReasonCode::TimedOut);
+    assert_eq!(view.vm.desired_reason.as_ref().unwrap().code, ReasonCode::TimedOut);
     world.clock.advance(Duration::from_secs(6)).await;
     host.obey(&world).await;
     world.settle().await;
     let view = world.service.get_vm(&caller(), &id.into()).await.unwrap();
     assert_eq!(view.state, VmState::Deleted);
-    assert_eq!(view.vm.desired_reason.unwrap().code, ReasonCode::AutoDeleted);
+    assert_eq!(view.vm.desired_reason.as_ref().unwrap().code, ReasonCode::AutoDeleted);
 }
 
 #[tokio::test(start_paused = true)]
@@ -160,7 +161,7 @@ async fn a_host_is_never_overcommitted_and_who_waits_for_room_says_so_and_gets_i
     }
     assert_eq!(states.iter().filter(|state| **state == VmState::Scheduled).count(), 2, "{states:?}");
     let waiting = ["a", "b", "c"][states.iter().position(|state| *state == VmState::Pending).unwrap()];
-    let unplaced = world.view(waiting).await.vm.unplaced.unwrap();
+    let unplaced = world.view(waiting).await.vm.unplaced.clone().unwrap();
     assert_eq!(unplaced.code, ReasonCode::NoCapacity);
     assert!(unplaced.message.contains("1 vCPUs"), "{unplaced:?}");
     let placed = ["a", "b", "c"].into_iter().find(|name| *name != waiting).unwrap();
@@ -232,7 +233,7 @@ async fn a_silent_host_makes_its_vms_lost_and_its_next_report_heals_them() {
     world.clock.advance(Duration::from_secs(40)).await;
     let view = world.view("a").await;
     assert_eq!(view.state, VmState::Lost);
-    assert_eq!(view.incarnation.unwrap().reason.unwrap().code, ReasonCode::HostLost);
+    assert_eq!(view.incarnation.unwrap().reason.as_ref().unwrap().code, ReasonCode::HostLost);
     world.service.renew_lease(&host.session).await.unwrap();
     host.obey(&world).await;
     assert_eq!(world.state("a").await, VmState::Running);
@@ -275,7 +276,7 @@ async fn a_dead_host_is_removed_only_when_confirmed_and_its_vms_are_then_over() 
     assert_eq!(world.state("a").await, VmState::Running, "the policy starts it elsewhere");
     let b = world.view("b").await;
     assert_eq!(b.state, VmState::Failed);
-    assert_eq!(b.incarnation.unwrap().reason.unwrap().code, ReasonCode::HostConfirmedDead);
+    assert_eq!(b.incarnation.unwrap().reason.as_ref().unwrap().code, ReasonCode::HostConfirmedDead);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,7 @@
 //! Mutations: typed steps that become one commit.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use flames_clock::Timestamp;
 use flames_error::Result;
@@ -9,7 +11,7 @@ use flames_model::{
 };
 use flames_state::{Check, Commit, Key};
 
-use crate::codec::{Record, Versioned, encode};
+use crate::codec::{IntoShared, Record, Versioned, encode};
 use crate::decoded::Written;
 use crate::due::{DueEntry, DueKey};
 use crate::keys;
@@ -18,10 +20,10 @@ use crate::stored::{Condemnations, Condemned, Expiry, Idempotency, IdempotencyKe
 /// Typed steps that are applied together or not at all. See [`crate::Records::apply`].
 #[derive(Debug, Default)]
 pub struct Change {
-    commit: Commit,
-    written: Vec<Written>,
-    operation_key: Option<Key>,
-    failed: Option<flames_error::Error>,
+    pub(crate) commit: Commit,
+    pub(crate) written: Vec<Written>,
+    pub(crate) operation_key: Option<Key>,
+    pub(crate) failed: Option<flames_error::Error>,
 }
 
 impl Change {
@@ -42,6 +44,11 @@ impl Change {
         }
     }
 
+    /// Whether nothing would be written.
+    pub fn is_empty(&self) -> bool {
+        self.failed.is_none() && self.commit.writes.is_empty() && self.commit.appends.is_empty()
+    }
+
     /// Keeps the first failure of a step until the change is applied, so that steps can be chained.
     fn step(&mut self, step: impl FnOnce(&mut Commit) -> Result<()>) -> &mut Self {
         self.try_step(|change| step(&mut change.commit))
@@ -54,20 +61,25 @@ impl Change {
         self
     }
 
-    fn insert<T: Record>(&mut self, key: Result<Key>, record: &T) -> &mut Self {
+    fn insert<T: Record>(&mut self, key: Result<Key>, record: impl IntoShared<T>) -> &mut Self {
         self.try_step(|change| {
-            let key = key?;
-            change.commit.check(Check::Absent(key.clone())).put(key.clone(), encode(record)?);
+            let (key, record) = (key?, record.into_shared());
+            change.commit.check(Check::Absent(key.clone())).put(key.clone(), encode(&*record)?);
             change.written.push(Written::new(key, record));
             Ok(())
         })
     }
 
-    fn replace<T: Record>(&mut self, key: Result<Key>, old: &Versioned<T>, new: &T) -> &mut Self {
+    fn replace<T: Record>(
+        &mut self,
+        key: Result<Key>,
+        old: &Versioned<T>,
+        new: impl IntoShared<T>,
+    ) -> &mut Self {
         self.try_step(|change| {
             old.ensure_rewritable()?;
-            let key = key?;
-            change.commit.check(Check::At(key.clone(), old.version)).put(key.clone(), encode(new)?);
+            let (key, new) = (key?, new.into_shared());
+            change.commit.check(Check::At(key.clone(), old.version)).put(key.clone(), encode(&*new)?);
             change.written.push(Written::new(key, new));
             Ok(())
         })
@@ -99,13 +111,14 @@ impl Change {
     }
 
     /// Adds a VM with its indexes. `Conflict` when its id or its name is taken.
-    pub fn insert_vm(&mut self, vm: &Vm) -> &mut Self {
+    pub fn insert_vm(&mut self, vm: impl IntoShared<Vm>) -> &mut Self {
+        let vm = vm.into_shared();
         let key = keys::vm(&vm.project, vm.id);
         self.operation_key = key.as_ref().ok().cloned();
-        self.insert(key, vm).step(|commit| {
+        self.insert(key, Arc::clone(&vm)).step(|commit| {
             let name = keys::vm_name(&vm.project, &vm.name)?;
             commit.check(Check::Absent(name.clone())).put(name, vm.id.to_string());
-            for index in Self::vm_indexes(vm)? {
+            for index in Self::vm_indexes(&vm)? {
                 commit.put(index, Bytes::new());
             }
             Ok(())
@@ -113,14 +126,18 @@ impl Change {
     }
 
     /// Replaces a VM, with its label indexes; frees its name when it becomes wanted deleted.
-    pub fn update_vm(&mut self, old: &Versioned<Vm>, new: &Vm) -> &mut Self {
-        self.replace(keys::vm(&old.project, old.id), old, new).step(|commit| {
-            let (before, after) = (Self::vm_indexes(old)?, Self::vm_indexes(new)?);
-            for gone in before.iter().filter(|index| !after.contains(index)) {
-                commit.delete(gone.clone());
-            }
-            for added in after.iter().filter(|index| !before.contains(index)) {
-                commit.put(added.clone(), Bytes::new());
+    pub fn update_vm(&mut self, old: &Versioned<Vm>, new: impl IntoShared<Vm>) -> &mut Self {
+        let new = new.into_shared();
+        self.replace(keys::vm(&old.project, old.id), old, Arc::clone(&new)).step(|commit| {
+            let (was, is) = (&old.spec, &new.spec);
+            if old.labels != new.labels || was.image != is.image || was.kernel != is.kernel {
+                let (before, after) = (Self::vm_indexes(old)?, Self::vm_indexes(&new)?);
+                for gone in before.iter().filter(|index| !after.contains(index)) {
+                    commit.delete(gone.clone());
+                }
+                for added in after.iter().filter(|index| !before.contains(index)) {
+                    commit.put(added.clone(), Bytes::new());
+                }
             }
             if old.desired != DesiredState::Deleted && new.desired == DesiredState::Deleted {
                 commit.delete(keys::vm_name(&old.project, &old.name)?);
@@ -152,12 +169,18 @@ impl Change {
     }
 
     /// Adds an incarnation.
-    pub fn insert_incarnation(&mut self, new: &Incarnation) -> &mut Self {
-        self.insert(keys::incarnation(&new.project, new.vm, new.id), new)
+    pub fn insert_incarnation(&mut self, new: impl IntoShared<Incarnation>) -> &mut Self {
+        let new = new.into_shared();
+        let key = keys::incarnation(&new.project, new.vm, new.id);
+        self.insert(key, new)
     }
 
     /// Replaces an incarnation.
-    pub fn update_incarnation(&mut self, old: &Versioned<Incarnation>, new: &Incarnation) -> &mut Self {
+    pub fn update_incarnation(
+        &mut self,
+        old: &Versioned<Incarnation>,
+        new: impl IntoShared<Incarnation>,
+    ) -> &mut Self {
         self.replace(keys::incarnation(&old.project, old.vm, old.id), old, new)
     }
 
@@ -179,13 +202,18 @@ impl Change {
     }
 
     /// Adds an assignment and tells its controller.
-    pub fn insert_assignment(&mut self, new: &Assignment) -> &mut Self {
-        self.insert(keys::assignment(new.controller, new.incarnation), new).tell_controller(new)
+    pub fn insert_assignment(&mut self, new: impl IntoShared<Assignment>) -> &mut Self {
+        let new = new.into_shared();
+        self.insert(keys::assignment(new.controller, new.incarnation), Arc::clone(&new)).tell_controller(&new)
     }
 
     /// Replaces an assignment and tells its controller.
-    pub fn update_assignment(&mut self, old: &Versioned<Assignment>, new: &Assignment) -> &mut Self {
-        self.replace(keys::assignment(old.controller, old.incarnation), old, new).tell_controller(new)
+    pub fn update_assignment(
+        &mut self,
+        old: &Versioned<Assignment>,
+        new: impl IntoShared<Assignment>,
+    ) -> &mut Self {
+        self.replace(keys::assignment(old.controller, old.incarnation), old, new).tell_controller(old)
     }
 
     /// Removes an assignment and tells its controller.
@@ -242,7 +270,7 @@ impl Change {
     pub fn update_allocation(
         &mut self,
         old: &Versioned<ControllerAllocation>,
-        new: &ControllerAllocation,
+        new: impl IntoShared<ControllerAllocation>,
     ) -> &mut Self {
         self.replace(keys::allocation(old.controller), old, new)
     }
@@ -317,7 +345,10 @@ impl Change {
     pub fn insert_idempotency(&mut self, key: &IdempotencyKey, record: &Idempotency) -> &mut Self {
         let store_key = keys::idempotency(key);
         self.operation_key = store_key.as_ref().ok().cloned().or(self.operation_key.take());
-        self.insert(store_key, record).step(|commit| {
+        // Not kept decoded: it is read only where a request is sent again.
+        self.step(|commit| {
+            let store_key = store_key?;
+            commit.check(Check::Absent(store_key.clone())).put(store_key, encode(record)?);
             commit.put(keys::expiry(record.expires_at, key)?, Bytes::new());
             Ok(())
         })

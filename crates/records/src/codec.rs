@@ -1,5 +1,8 @@
 //! How records become bytes.
 
+use std::cell::RefCell;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{
@@ -57,8 +60,8 @@ struct EnvelopeIn<T> {
 /// A record with what is needed to replace it safely.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versioned<T> {
-    /// The record.
-    pub record: T,
+    /// The record, shared with whoever read or wrote it a moment ago.
+    pub record: Arc<T>,
     /// When it was last written.
     pub version: Version,
     /// The schema it was written with.
@@ -69,6 +72,37 @@ impl<T> std::ops::Deref for Versioned<T> {
     type Target = T;
     fn deref(&self) -> &T {
         &self.record
+    }
+}
+
+impl<T: Clone> Versioned<T> {
+    /// The record as the caller's own.
+    pub fn into_record(self) -> T {
+        Arc::unwrap_or_clone(self.record)
+    }
+}
+
+/// A record that can be shared: one's own or a shared one as it is, a borrowed one as a copy.
+pub trait IntoShared<T> {
+    /// The shared record.
+    fn into_shared(self) -> Arc<T>;
+}
+
+impl<T: Record> IntoShared<T> for T {
+    fn into_shared(self) -> Arc<T> {
+        Arc::new(self)
+    }
+}
+
+impl<T> IntoShared<T> for Arc<T> {
+    fn into_shared(self) -> Self {
+        self
+    }
+}
+
+impl<T: Record> IntoShared<T> for &T {
+    fn into_shared(self) -> Arc<T> {
+        Arc::new(self.clone())
     }
 }
 
@@ -88,9 +122,26 @@ impl<T: Record> Versioned<T> {
     }
 }
 
+/// A scratch buffer beyond this is given back rather than kept by its thread.
+const SCRATCH_KEPT: usize = 64 * 1024;
+
+thread_local! {
+    /// What records are written into before their length is known: the bytes that are kept are then allocated once, and no longer than
+    /// they are.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 pub(crate) fn encode<T: Record>(record: &T) -> Result<Bytes> {
-    serde_json::to_vec(&EnvelopeOut { schema: T::SCHEMA, record }).map(Bytes::from).map_err(|error| {
-        Error::internal("records.encode", "a record cannot be written as JSON").with_source(error)
+    SCRATCH.with_borrow_mut(|scratch| {
+        scratch.clear();
+        let written = serde_json::to_writer(&mut *scratch, &EnvelopeOut { schema: T::SCHEMA, record });
+        let bytes = Bytes::copy_from_slice(scratch);
+        if scratch.capacity() > SCRATCH_KEPT {
+            *scratch = Vec::new();
+        }
+        written.map(|()| bytes).map_err(|error| {
+            Error::internal("records.encode", "a record cannot be written as JSON").with_source(error)
+        })
     })
 }
 
@@ -105,7 +156,7 @@ fn decode_envelope<T: Record>(bytes: &[u8]) -> Result<EnvelopeIn<T>> {
 pub(crate) fn decode<T: Record>(entry: &Entry) -> Result<Versioned<T>> {
     let envelope = decode_envelope::<T>(&entry.value)
         .map_err(|error| error.with_resource("key", entry.key.to_string()))?;
-    Ok(Versioned { record: envelope.record, version: entry.version, schema: envelope.schema })
+    Ok(Versioned { record: Arc::new(envelope.record), version: entry.version, schema: envelope.schema })
 }
 
 pub(crate) fn decode_payload<T: Record>(payload: &[u8]) -> Result<T> {

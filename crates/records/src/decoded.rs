@@ -20,8 +20,8 @@ pub(crate) struct Written {
 }
 
 impl Written {
-    pub(crate) fn new<T: Record>(key: Key, record: &T) -> Self {
-        Self { key, schema: T::SCHEMA, record: Arc::new(record.clone()) }
+    pub(crate) fn new<T: Record>(key: Key, record: Arc<T>) -> Self {
+        Self { key, schema: T::SCHEMA, record }
     }
 }
 
@@ -72,13 +72,18 @@ impl Decoded {
                 slot.as_ref().filter(|known| known.version == entry.version && known.key == entry.key)?;
             (Arc::clone(&known.record), known.schema)
         };
-        let record = record.downcast_ref::<T>()?.clone();
+        let record = record.downcast::<T>().ok()?;
         Some(Versioned { record, version: entry.version, schema })
     }
 
     /// Keeps what was decoded.
     pub(crate) fn keep<T: Record>(&self, key: &Key, read: &Versioned<T>) {
-        self.put(key.clone(), read.version, read.schema, Arc::new(read.record.clone()));
+        self.put(
+            key.clone(),
+            read.version,
+            read.schema,
+            Arc::clone(&read.record) as Arc<dyn Any + Send + Sync>,
+        );
     }
 
     /// Keeps what a commit wrote.
@@ -116,8 +121,8 @@ mod tests {
     #[test]
     fn what_a_commit_wrote_is_known_at_its_version_and_at_no_other() {
         let decoded = Decoded::default();
-        decoded.keep_written(Version::from_raw(7), vec![Written::new(entry(7).key, &allocation(3))]);
-        assert_eq!(decoded.get::<ControllerAllocation>(&entry(7)).unwrap().record, allocation(3));
+        decoded.keep_written(Version::from_raw(7), vec![Written::new(entry(7).key, Arc::new(allocation(3)))]);
+        assert_eq!(decoded.get::<ControllerAllocation>(&entry(7)).unwrap().into_record(), allocation(3));
         assert!(decoded.get::<ControllerAllocation>(&entry(8)).is_none());
         assert!(decoded.get::<Disk>(&entry(7)).is_none());
     }
@@ -128,14 +133,14 @@ mod tests {
         let key = |number: usize| Key::new(format!("system/allocation/{number}")).unwrap();
         for number in 0..2 * SLOTS {
             let version = Version::from_raw(1);
-            let read = Versioned { record: allocation(number as u64), version, schema: 1 };
+            let read = Versioned { record: Arc::new(allocation(number as u64)), version, schema: 1 };
             decoded.keep(&key(number), &read);
         }
         let kept = (0..2 * SLOTS).filter(|number| {
             let entry = Entry { key: key(*number), ..entry(1) };
             let known = decoded.get::<ControllerAllocation>(&entry);
             // What is known of a key is what was kept under that key.
-            known.is_some_and(|known| known.record == allocation(*number as u64))
+            known.is_some_and(|known| *known.record == allocation(*number as u64))
         });
         assert!((SLOTS / 4..=SLOTS).contains(&kept.count()));
     }

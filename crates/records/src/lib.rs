@@ -36,6 +36,7 @@ mod change;
 mod codec;
 mod decoded;
 mod due;
+mod join;
 mod keys;
 mod reads;
 mod stored;
@@ -50,7 +51,7 @@ use flames_error::Result;
 use flames_state::{Committed, StateStore, StateStoreExt};
 
 pub use change::Change;
-pub use codec::{Record, Versioned};
+pub use codec::{IntoShared, Record, Versioned};
 use decoded::Decoded;
 pub use due::{DUE_SHARDS, DueEntry, DueKey};
 pub use flames_state::{Hint, HintStream, Key, Position, Waited};

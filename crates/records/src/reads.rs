@@ -26,7 +26,7 @@ pub struct VmEntry {
 impl VmEntry {
     /// How the VM looks from outside.
     pub fn state(&self) -> VmState {
-        observed_state(&self.vm, self.incarnation.as_ref().map(|incarnation| &incarnation.record))
+        observed_state(&self.vm, self.incarnation.as_deref())
     }
 }
 

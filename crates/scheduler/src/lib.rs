@@ -4,6 +4,8 @@
 //! wrong guess costs a retry and never an overcommitted host. To keep replicas from guessing alike, the choice among the best
 //! few is random.
 
+use std::sync::Arc;
+
 use flames_model::{Controller, ControllerId, Labels, Reason, ReasonCode, Resources};
 
 /// Among how many of the best controllers the choice is random.
@@ -24,7 +26,7 @@ pub struct Request<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// The controller.
-    pub controller: Controller,
+    pub controller: Arc<Controller>,
     /// What is reserved on it.
     pub reserved: Resources,
     /// Whether its lease is held, as far as this replica can tell.
@@ -112,7 +114,7 @@ mod tests {
 
     fn candidate(number: u128, vcpus: u64, used: u64) -> Candidate {
         Candidate {
-            controller: Controller {
+            controller: Arc::new(Controller {
                 id: ControllerId::from_uuid(Uuid::from_u128(number)),
                 name: VmName::new(format!("host-{number}")).unwrap(),
                 capacity: Resources { vcpus, memory_mib: 1 << 20, disk_mib: 1 << 20, vms: 100 },
@@ -128,7 +130,7 @@ mod tests {
                 session: SessionToken::from_uuid(Uuid::from_u128(number)),
                 created_at: Timestamp::UNIX_EPOCH,
                 registered_at: Timestamp::UNIX_EPOCH,
-            },
+            }),
             reserved: Resources { vcpus: used, ..Resources::default() },
             alive: true,
         }
@@ -192,7 +194,7 @@ mod tests {
 
     impl Candidate {
         fn cordoned_for_test(&mut self) {
-            self.controller.cordoned = true;
+            Arc::make_mut(&mut self.controller).cordoned = true;
         }
     }
 }

@@ -35,9 +35,10 @@ impl Service {
     async fn controller_view(&self, controller: Versioned<Controller>) -> Result<ControllerView> {
         let id = controller.id;
         let none = ControllerAllocation { controller: id, reserved: Default::default() };
-        let allocation = self.records().allocation(id).await?.map_or(none, |allocation| allocation.record);
+        let allocation =
+            self.records().allocation(id).await?.map_or(none, |allocation| allocation.into_record());
         let renewals = self.records().lease(id).await?.map_or(0, |lease| lease.renewals);
-        Ok(ControllerView { controller: controller.record, allocation, renewals })
+        Ok(ControllerView { controller: controller.into_record(), allocation, renewals })
     }
 
     /// A page of controllers, by id.
@@ -82,7 +83,7 @@ impl Service {
                 caller.event(self.clock().now(), EventKind::ControllerCordoned { controller: id, cordoned });
             let mut change = Change::new();
             change
-                .update_controller(&old, &Controller { cordoned, ..old.record.clone() })
+                .update_controller(&old, &Controller { cordoned, ..Controller::clone(&old) })
                 .event(None, &event);
             self.record_request(caller, mutation, &mut change, Outcome::Controller(id));
             match self.records().apply_knowing(change).await {
@@ -176,7 +177,7 @@ impl Service {
                     if incarnation.released_at.is_none() {
                         freed = incarnation.resources;
                     }
-                    let buried = bury(&incarnation.record, now);
+                    let buried = bury(incarnation, now);
                     let kind = EventKind::VmState { state: buried.state, exit: buried.exit };
                     let event =
                         caller.incarnation_event(now, &entry.vm, incarnation.id, kind, buried.reason.clone());

@@ -174,7 +174,7 @@ impl Service {
             let renewed = ControllerLease {
                 renewals: lease.renewals + 1,
                 duration_ms: self.lease_ms(),
-                ..lease.record.clone()
+                ..ControllerLease::clone(&lease)
             };
             let mut change = Change::new();
             change.update_lease(&lease, &renewed);
@@ -199,10 +199,7 @@ impl Service {
     ) -> Result<ListPage<Assignment, IncarnationId>> {
         self.check_session(session).await?;
         let page = self.records().assignments(session.controller, after, limit).await?;
-        Ok(ListPage {
-            items: page.items.into_iter().map(|assignment| assignment.record).collect(),
-            next: page.next,
-        })
+        Ok(ListPage { items: page.items.into_iter().map(Versioned::into_record).collect(), next: page.next })
     }
 
     /// Waits, at most `wait` (cut to the longest wait), until an assignment of the controller changed behind `after`, and answers
@@ -237,7 +234,7 @@ impl Service {
         let mut changed = Vec::with_capacity(incarnations.len());
         for incarnation in incarnations {
             let assignment =
-                self.records().assignment(controller, incarnation).await?.map(|assignment| assignment.record);
+                self.records().assignment(controller, incarnation).await?.map(Versioned::into_record);
             changed.push(Assigned { incarnation, assignment });
         }
         // What lies at or before `after` was told and taken. Kept otherwise: a log that is not trimmed costs room, not truth.

@@ -133,7 +133,7 @@ impl Service {
     /// An image. Errors: `NotFound` ([`codes::IMAGE_NOT_FOUND`]).
     pub async fn get_image(&self, caller: &Caller, name: &ImageName) -> Result<Image> {
         let image = self.records().image(&caller.project, name).await?;
-        image.map(|image| image.record).ok_or_else(|| codes::image_not_found(name))
+        image.map(Versioned::into_record).ok_or_else(|| codes::image_not_found(name))
     }
 
     /// A page of images, by name.
@@ -144,7 +144,7 @@ impl Service {
         limit: usize,
     ) -> Result<ListPage<Image, ImageName>> {
         let page = self.records().images(&caller.project, after, limit).await?;
-        Ok(ListPage { items: page.items.into_iter().map(|image| image.record).collect(), next: page.next })
+        Ok(ListPage { items: page.items.into_iter().map(Versioned::into_record).collect(), next: page.next })
     }
 
     /// Removes an image that no VM uses. Its blob stays until no image names it.
@@ -187,7 +187,7 @@ impl Service {
 
     async fn mark_removing(&self, image: &Versioned<Image>, removing: bool) -> Result<Versioned<Image>> {
         let mut change = Change::new();
-        change.update_image(image, &Image { removing, ..image.record.clone() });
+        change.update_image(image, &Image { removing, ..Image::clone(image) });
         self.records().apply(change).await?;
         let read = self.records().image(&image.project, &image.name).await?;
         // Read again: to be removed it must be as it was marked, whoever marked it.

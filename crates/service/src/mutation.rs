@@ -1,6 +1,8 @@
 //! The one way in which the API changes things: read, decide, commit with event and idempotency record, and replay when the
 //! request was carried out already.
 
+use std::sync::Arc;
+
 use flames_clock::{ClockExt, RandomExt};
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{Vm, VmId};
@@ -40,7 +42,7 @@ impl Service {
         match self.records().idempotency(&key).await? {
             Some(known) if known.expires_at <= self.clock().now() => Ok(None),
             Some(known) if known.body_digest != request.body_digest => Err(codes::key_reused()),
-            Some(known) => Ok(Some(known.record.outcome)),
+            Some(known) => Ok(Some(known.into_record().outcome)),
             None => Ok(None),
         }
     }
@@ -118,10 +120,10 @@ impl Service {
                 }
                 Decision::Become(new, kind) => (new, kind),
             };
-            let new = Vm { generation: entry.vm.generation + 1, updated_at: now, ..*new };
+            let new = Arc::new(Vm { generation: entry.vm.generation + 1, updated_at: now, ..*new });
             let mut change = Change::new();
             change
-                .update_vm(&entry.vm, &new)
+                .update_vm(&entry.vm, Arc::clone(&new))
                 .event(Some(&caller.project), &caller.vm_event(now, &new, kind, new.desired_reason.clone()))
                 .due(&new.project, id, now);
             if let Some(deadline) = new.deadline.filter(|_| new.deadline != entry.vm.deadline) {
@@ -130,9 +132,9 @@ impl Service {
             self.record_request(caller, mutation, &mut change, Outcome::Vm(id));
             match self.records().apply_knowing(change).await {
                 Ok(()) => {
-                    let state =
-                        flames_model::observed_state(&new, entry.incarnation.as_ref().map(|i| &i.record));
-                    return Ok(VmView { vm: new, incarnation: entry.incarnation.map(|i| i.record), state });
+                    let state = flames_model::observed_state(&new, entry.incarnation.as_deref());
+                    let incarnation = entry.incarnation.map(|incarnation| incarnation.record);
+                    return Ok(VmView { vm: new, incarnation, state });
                 }
                 Err(error) if error.kind() == ErrorKind::Conflict => {
                     // Either the VM changed, or a twin of this request was faster.

@@ -132,7 +132,7 @@ impl ImageSweeper {
             let began = self.service.clock().monotonic();
             let mut mine = Vec::new();
             for condemned in together {
-                let taken = Condemned { by: self.me, ..condemned.record.clone() };
+                let taken = Condemned { by: self.me, ..Condemned::clone(condemned) };
                 // Also when it is this sweeper's own: whatever it began before is over.
                 mine.extend(self.mark(Some(condemned), taken).await?);
             }
@@ -170,7 +170,7 @@ impl ImageSweeper {
             Err(error) => return Err(error),
         }
         let read = self.service.records().condemned(&new.blob).await?;
-        Ok(read.filter(|read| read.record == new))
+        Ok(read.filter(|read| *read.record == new))
     }
 
     /// Removes those of the condemned blobs that are not needed, and lets go of all.
@@ -225,7 +225,7 @@ impl ImageSweeper {
         let (mut named, mut after) = (BTreeSet::new(), None);
         loop {
             let page = self.service.records().images(&project, after.as_ref(), MAX_PAGE).await?;
-            named.extend(page.items.into_iter().map(|image| image.record.manifest.blob));
+            named.extend(page.items.into_iter().map(|image| image.into_record().manifest.blob));
             match page.next {
                 Some(next) => after = Some(next),
                 None => return Ok(named),
@@ -239,7 +239,7 @@ impl ImageSweeper {
         loop {
             let page = self.service.records().all_assignments(after, MAX_PAGE).await?;
             for assignment in page.items {
-                let assignment = assignment.record;
+                let assignment = assignment.into_record();
                 assigned.insert(assignment.image.blob);
                 assigned.extend(assignment.kernel.map(|kernel| kernel.blob));
             }

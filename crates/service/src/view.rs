@@ -1,5 +1,7 @@
 //! What callers are shown of a VM.
 
+use std::sync::Arc;
+
 use flames_error::Result;
 use flames_model::{Incarnation, Vm, VmId, VmName, VmState, observed_state};
 use flames_records::{Tombstone, VmEntry};
@@ -46,9 +48,9 @@ impl From<VmId> for VmRef {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmView {
     /// What is wanted.
-    pub vm: Vm,
+    pub vm: Arc<Vm>,
     /// The present try at it.
-    pub incarnation: Option<Incarnation>,
+    pub incarnation: Option<Arc<Incarnation>>,
     /// How it looks.
     pub state: VmState,
 }
@@ -56,18 +58,15 @@ pub struct VmView {
 impl From<VmEntry> for VmView {
     fn from(entry: VmEntry) -> Self {
         let state = entry.state();
-        Self {
-            vm: entry.vm.record,
-            incarnation: entry.incarnation.map(|incarnation| incarnation.record),
-            state,
-        }
+        let incarnation = entry.incarnation.map(|incarnation| incarnation.record);
+        Self { vm: entry.vm.record, incarnation, state }
     }
 }
 
 impl From<Tombstone> for VmView {
     fn from(tombstone: Tombstone) -> Self {
         let state = observed_state(&tombstone.vm, tombstone.incarnation.as_ref());
-        Self { vm: tombstone.vm, incarnation: tombstone.incarnation, state }
+        Self { vm: Arc::new(tombstone.vm), incarnation: tombstone.incarnation.map(Arc::new), state }
     }
 }
 
@@ -97,6 +96,10 @@ impl Service {
         if let Some(entry) = self.records().vm(&caller.project, id).await? {
             return Ok(Some(entry.into()));
         }
-        Ok(self.records().tombstone(&caller.project, id).await?.map(|tombstone| tombstone.record.into()))
+        Ok(self
+            .records()
+            .tombstone(&caller.project, id)
+            .await?
+            .map(|tombstone| tombstone.into_record().into()))
     }
 }

@@ -1,5 +1,7 @@
 //! Creating VMs and saying what is wanted of them.
 
+use std::sync::Arc;
+
 use flames_clock::{ClockExt, Timestamp};
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{
@@ -29,20 +31,16 @@ impl Service {
     /// ([`codes::IMAGE_NOT_FOUND`]); `AlreadyExists` ([`codes::VM_NAME_TAKEN`]); `Unavailable`; `OutcomeUnknown`.
     pub async fn create_vm(&self, caller: &Caller, create: CreateVm, mutation: &Mutation) -> Result<VmView> {
         create.spec.validate().map_err(codes::coded_input)?;
-        if let Some(view) = self.replayed_vm(caller, mutation).await? {
-            return Ok(view);
-        }
         for _ in 0..ATTEMPTS {
-            let image =
-                self.usable_image(caller, &create.spec.image, ImageKind::Rootfs, "spec.image").await?;
-            let kernel = match &create.spec.kernel {
-                Some(name) => Some(self.usable_image(caller, name, ImageKind::Kernel, "spec.kernel").await?),
-                None => None,
+            let (image, kernel) = match self.usable_images(caller, &create.spec).await {
+                Ok(images) => images,
+                // What was carried out once stays so, whatever became of its images since.
+                Err(error) => return self.replayed_vm(caller, mutation).await?.ok_or(error),
             };
-            let vm = self.new_vm(caller, &create)?;
+            let vm = Arc::new(self.new_vm(caller, &create)?);
             let mut change = Change::new();
             change
-                .insert_vm(&vm)
+                .insert_vm(Arc::clone(&vm))
                 .require_image(&image)
                 .event(Some(&vm.project), &caller.vm_event(vm.created_at, &vm, EventKind::VmCreated, None))
                 .due(&vm.project, vm.id, vm.created_at);
@@ -58,6 +56,7 @@ impl Service {
             match self.records().apply_knowing(change).await {
                 Ok(()) => return Ok(VmView { vm, incarnation: None, state: VmState::Pending }),
                 Err(error) if error.kind() == ErrorKind::Conflict => {
+                    // The request may have been carried out before: its record is written by the commit that does it, and by no other.
                     if let Some(view) = self.replayed_vm(caller, mutation).await? {
                         return Ok(view);
                     }
@@ -116,6 +115,20 @@ impl Service {
 
     fn deadline(&self, spec: &VmSpec) -> Option<Timestamp> {
         spec.timeout_ms.map(|timeout| self.clock().now_plus(std::time::Duration::from_millis(timeout)))
+    }
+
+    /// The image that a VM is to be made from, and its kernel.
+    async fn usable_images(
+        &self,
+        caller: &Caller,
+        spec: &VmSpec,
+    ) -> Result<(Versioned<Image>, Option<Versioned<Image>>)> {
+        let image = self.usable_image(caller, &spec.image, ImageKind::Rootfs, "spec.image").await?;
+        let kernel = match &spec.kernel {
+            Some(name) => Some(self.usable_image(caller, name, ImageKind::Kernel, "spec.kernel").await?),
+            None => None,
+        };
+        Ok((image, kernel))
     }
 
     async fn usable_image(
@@ -202,7 +215,7 @@ impl Service {
         request: Request,
     ) -> Result<VmView> {
         self.change_vm(caller, vm, mutation, |entry| {
-            let incarnation = entry.incarnation.as_ref().map(|incarnation| &incarnation.record);
+            let incarnation = entry.incarnation.as_deref();
             let deadline = self.deadline(&entry.vm.spec);
             match apply_request(&entry.vm, incarnation, request, deadline) {
                 Ok(None) => Ok(Decision::Unchanged),
@@ -240,7 +253,7 @@ impl Service {
             if entry.vm.labels == labels {
                 return Ok(Decision::Unchanged);
             }
-            let new = Vm { labels: labels.clone(), ..entry.vm.record.clone() };
+            let new = Vm { labels: labels.clone(), ..Vm::clone(&entry.vm) };
             Ok(Decision::Become(Box::new(new), EventKind::VmLabelled))
         })
         .await

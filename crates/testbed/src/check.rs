@@ -57,8 +57,8 @@ impl Truth {
             let page = self.records.list_vms(&project, &VmFilter::default(), after, 500).await?;
             for entry in page.items {
                 let state = entry.state();
-                let incarnation = entry.incarnation.map(|incarnation| incarnation.record);
-                vms.insert(entry.vm.id, Final { vm: entry.vm.record, incarnation, state });
+                let incarnation = entry.incarnation.map(flames_records::Versioned::into_record);
+                vms.insert(entry.vm.id, Final { vm: entry.vm.into_record(), incarnation, state });
             }
             match page.next {
                 Some(next) => after = Some(next),
@@ -71,7 +71,7 @@ impl Truth {
         let named: BTreeSet<VmId> = events.iter().filter_map(|entry| entry.event.vm).collect();
         for id in named {
             if let Some(tombstone) = self.records.tombstone(&project, id).await? {
-                let tombstone = tombstone.record;
+                let tombstone = tombstone.into_record();
                 vms.insert(
                     id,
                     Final { vm: tombstone.vm, incarnation: tombstone.incarnation, state: VmState::Deleted },

@@ -65,9 +65,8 @@ async fn remove(service: &Service, name: &str) -> Result<()> {
 pub(crate) async fn needed(records: &Records) -> Result<Vec<(String, String)>> {
     let project = ProjectName::new("default")?;
     let images = records.images(&project, None, MAX_PAGE).await?.items;
-    let images = images
-        .into_iter()
-        .map(|image| (image.record.manifest.blob, format!("the image {}", image.record.name)));
+    let images =
+        images.into_iter().map(|image| (image.manifest.blob.clone(), format!("the image {}", image.name)));
     let mut needed: Vec<_> = images.collect();
     let mut after = None;
     loop {
@@ -75,7 +74,7 @@ pub(crate) async fn needed(records: &Records) -> Result<Vec<(String, String)>> {
         needed.extend(
             page.items
                 .into_iter()
-                .map(|assignment| (assignment.record.image.blob, assignment.record.incarnation.to_string())),
+                .map(|assignment| (assignment.image.blob.clone(), assignment.incarnation.to_string())),
         );
         match page.next {
             Some(next) => after = Some(next),

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use flames_error::{Error, Result};
+use flames_error::Result;
 use flames_model::{Assignment, ControllerId, DiskKind, IncarnationId, VmId};
 
 use super::{HostFolder, Kept, OutputEntry, OutputPage};
@@ -15,7 +15,7 @@ use crate::record::IncarnationRecord;
 /// What an entry costs beyond its bytes: the header that it has in a file.
 const ENTRY_OVERHEAD: u64 = super::segments::HEADER as u64;
 
-/// A host folder in memory. Records are kept as the text that a file would hold.
+/// A host folder in memory.
 #[derive(Debug)]
 pub struct MemoryFolder {
     output_kept: u64,
@@ -25,7 +25,7 @@ pub struct MemoryFolder {
 #[derive(Debug, Default)]
 struct Inner {
     identity: Option<ControllerId>,
-    records: BTreeMap<IncarnationId, Vec<u8>>,
+    records: BTreeMap<IncarnationId, IncarnationRecord>,
     persistent_disks: std::collections::BTreeSet<VmId>,
     logs: BTreeMap<IncarnationId, Log>,
     consoles: BTreeMap<IncarnationId, Bytes>,
@@ -72,20 +72,17 @@ impl HostFolder for MemoryFolder {
 
     async fn incarnations(&self) -> Result<Vec<Kept>> {
         let inner = self.lock();
-        let kept = |(id, text): (&IncarnationId, &Vec<u8>)| Kept {
+        let kept = |(id, record): (&IncarnationId, &IncarnationRecord)| Kept {
             incarnation: *id,
-            record: serde_json::from_slice(text).ok(),
+            record: Some(record.clone()),
         };
         Ok(inner.records.iter().map(kept).collect())
     }
 
     async fn put_record(&self, record: &IncarnationRecord) -> Result<()> {
-        let text = serde_json::to_vec(record).map_err(|error| {
-            Error::internal("folder.put_record", "the record cannot be written").with_source(error)
-        })?;
         let mut inner = self.lock();
         let assignment = &record.assignment;
-        inner.records.insert(assignment.incarnation, text);
+        inner.records.insert(assignment.incarnation, record.clone());
         // In a simulation nobody makes the file, so it counts as there from when it could be.
         if assignment.spec.disk == DiskKind::Persistent && !record.is_released() {
             inner.persistent_disks.insert(assignment.vm);

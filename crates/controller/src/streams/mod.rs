@@ -166,7 +166,7 @@ impl AcceptedStream {
 
     /// Hears of what changes from now on; to be had before looking, or what changes meanwhile is not heard. None: it is not here.
     fn changes(&self) -> Option<watch::Receiver<()>> {
-        self.shared.live().get(&self.id).map(Live::changes)
+        self.shared.live().get_mut(&self.id).map(Live::changes)
     }
 
     /// Returns when the incarnation or its log changed since `changes` was had, or after `most`.

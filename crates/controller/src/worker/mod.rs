@@ -178,14 +178,14 @@ impl Worker {
     }
 
     /// Takes in what was told last.
-    async fn take_over(&mut self, assignment: &Assignment) {
+    async fn take_over(&mut self, assignment: &Arc<Assignment>) {
         match &mut self.record {
             Some(record) if assignment.token < record.assignment.token => {
                 tracing::warn!(incarnation = %self.id, "an assignment with an older token is not followed");
             }
             Some(record) if record.assignment == *assignment => {}
             Some(record) => {
-                record.assignment = assignment.clone();
+                record.assignment = Arc::clone(assignment);
                 // When it cannot be written, what was told is followed all the same: it is told again after a restart.
                 self.write("what was told").await;
             }
@@ -194,11 +194,11 @@ impl Worker {
     }
 
     /// Makes the record, before anything else is made.
-    async fn accept(&mut self, assignment: &Assignment) {
+    async fn accept(&mut self, assignment: &Arc<Assignment>) {
         let now = self.shared.clock.now();
         let record = IncarnationRecord {
             schema: RECORD_SCHEMA,
-            assignment: assignment.clone(),
+            assignment: Arc::clone(assignment),
             key: AgentKey::from_bytes(self.shared.random.bytes()),
             epoch_ms: u64::try_from(now.as_millisecond()).unwrap_or(0),
             phase: RecordPhase::Accepted,

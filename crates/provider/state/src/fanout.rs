@@ -10,8 +10,9 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use crate::{Commit, Hint, HintStream, Key};
 
-/// How many hints wait for one subscriber before it is told that some were lost.
-const DEPTH: usize = 64;
+/// How many hints wait for one subscriber before it is told that some were lost: what comes in one turn of a busy process. One that was told
+/// so reads all that it follows, which costs far more.
+const DEPTH: usize = 1_024;
 
 /// Hands hints to the subscribers of this process: the part of [`StateStore::changes`](crate::StateStore::changes) that every
 /// adapter needs. A commit wakes only those whose prefix it touches, however many others there are.
@@ -45,9 +46,14 @@ impl HintFanout {
         if subscribers.by_prefix.is_empty() {
             return;
         }
-        let written = commit.writes.iter().map(|write| write.key());
-        for key in written.chain(commit.appends.iter().map(|append| &append.log)) {
-            subscribers.publish(key);
+        for write in &commit.writes {
+            subscribers.publish(write.key());
+        }
+        for (place, append) in commit.appends.iter().enumerate() {
+            // One hint tells of all that one commit appends to a log.
+            if !commit.appends[..place].iter().any(|earlier| earlier.log == append.log) {
+                subscribers.publish(&append.log);
+            }
         }
     }
 
@@ -160,6 +166,18 @@ mod tests {
         assert_eq!(a.next().now_or_never(), Some(Some(Hint::Changed(key("abc")))));
         assert_eq!(ab.next().now_or_never(), Some(Some(Hint::Changed(key("abc")))));
         assert_eq!(b.next().now_or_never(), None);
+    }
+
+    #[test]
+    fn one_hint_tells_of_all_that_a_commit_appends_to_a_log() {
+        let fanout = HintFanout::new();
+        let mut hints = fanout.subscribe(&key("log"));
+        let mut commit = Commit::new();
+        commit.append(key("log"), "1").append(key("log/other"), "2").append(key("log"), "3");
+        fanout.publish(&commit);
+        assert_eq!(hints.next().now_or_never(), Some(Some(Hint::Changed(key("log")))));
+        assert_eq!(hints.next().now_or_never(), Some(Some(Hint::Changed(key("log/other")))));
+        assert_eq!(hints.next().now_or_never(), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use flames_queue_memory::MemoryQueue;
 use flames_reconcile::{ReconcileConfig, ReconcileParts, Reconciler};
 use flames_records::{Position, Records};
 use flames_service::*;
+use flames_state::StateStore;
 use flames_state_memory::MemoryStore;
 
 #[derive(Debug)]
@@ -54,11 +55,20 @@ impl World {
         .await
     }
 
+    /// Over this store.
+    pub async fn over(store: Arc<dyn StateStore>) -> Self {
+        Self::with(ReconcileConfig::default(), store).await
+    }
+
     async fn with_config(config: ReconcileConfig) -> Self {
+        Self::with(config, Arc::new(MemoryStore::new())).await
+    }
+
+    async fn with(config: ReconcileConfig, store: Arc<dyn StateStore>) -> Self {
         let clock = Arc::new(SimulatedClock::at_fixed_start());
         let random = Arc::new(SeededRandom::new(1));
         let ids = Arc::new(UuidSource::new(clock.clone(), random.clone()));
-        let records = Records::new(Arc::new(MemoryStore::new()));
+        let records = Records::new(store);
         let service = Service::new(ServiceParts {
             records: records.clone(),
             blobs: Arc::new(flames_blob_memory::MemoryBlobStore::new(clock.clone())),
@@ -91,7 +101,15 @@ impl World {
 
     /// Ends the reconciler as a crash does, and starts another.
     pub fn crash_reconciler(&mut self) {
+        self.stop_reconciler();
+        self.start_reconciler();
+    }
+
+    pub fn stop_reconciler(&mut self) {
         self.reconciler = None;
+    }
+
+    pub fn start_reconciler(&mut self) {
         self.reconciler = Some(Reconciler::start(self.parts.clone()).unwrap());
     }
 
@@ -241,9 +259,16 @@ impl Host {
         state: IncarnationState,
         change: impl FnOnce(&mut Report),
     ) -> ReportOutcome {
+        let mut report = self.next_report(of, state);
+        change(&mut report);
+        world.service.report(&self.session, &report).await.unwrap()
+    }
+
+    /// The next report on an assignment, not sent yet.
+    pub fn next_report(&mut self, of: &Assignment, state: IncarnationState) -> Report {
         let sequence = self.sequence.entry(of.incarnation).or_default();
         *sequence += 1;
-        let mut report = Report {
+        Report {
             incarnation: of.incarnation,
             vm: of.vm,
             project: of.project.clone(),
@@ -256,14 +281,12 @@ impl Host {
             timeline: BTreeMap::new(),
             released: false,
             purged: false,
-        };
-        change(&mut report);
-        world.service.report(&self.session, &report).await.unwrap()
+        }
     }
 
     pub async fn assignment(&self, world: &World, name: &str) -> Assignment {
         let view = world.view(name).await;
         let id = view.vm.incarnation.unwrap();
-        world.records.assignment(self.session.controller, id).await.unwrap().unwrap().record
+        world.records.assignment(self.session.controller, id).await.unwrap().unwrap().into_record()
     }
 }

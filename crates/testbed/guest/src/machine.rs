@@ -95,7 +95,13 @@ impl Machine {
         terminal: bool,
         stdin: bool,
     ) -> Result<(String, Arc<Process>)> {
-        let (input, receiver) = mpsc::channel(INPUT_AHEAD);
+        let (input, receiver) = match stdin || terminal {
+            true => {
+                let (input, receiver) = mpsc::channel(INPUT_AHEAD);
+                (Some(input), Some(receiver))
+            }
+            false => (None, None),
+        };
         let (id, process) = {
             let mut processes = lock(&self.processes);
             if processes.len() >= PROCESSES {
@@ -107,7 +113,6 @@ impl Machine {
                 return Err(Error::new(ErrorKind::AlreadyExists, OPERATION, "the process id is taken"));
             }
             let number = u32::try_from(processes.len()).unwrap_or(u32::MAX).saturating_add(2);
-            let input = (stdin || terminal).then_some(input);
             let process = Arc::new(Process::new(argv, number, self.now_ms(), terminal, input));
             processes.insert(id.clone(), Arc::clone(&process));
             (id, process)
@@ -143,7 +148,7 @@ impl Machine {
     }
 
     /// Plays a line of commands to its end.
-    async fn play(&self, process: &Process, mut input: mpsc::Receiver<Bytes>) -> Ends {
+    async fn play(&self, process: &Process, mut input: Option<mpsc::Receiver<Bytes>>) -> Ends {
         let mut last = Ends::Code(0);
         for command in process.argv().split(|word| word == THEN) {
             last = self.play_one(command, process, &mut input).await;
@@ -159,7 +164,7 @@ impl Machine {
         &self,
         command: &[String],
         process: &Process,
-        input: &mut mpsc::Receiver<Bytes>,
+        input: &mut Option<mpsc::Receiver<Bytes>>,
     ) -> Ends {
         let words: Vec<&str> = command.iter().map(String::as_str).collect();
         match words.as_slice() {
@@ -177,8 +182,10 @@ impl Machine {
                 }
             }
             ["cat"] => {
-                while let Some(piece) = input.recv().await {
-                    process.write(1, piece, self.now_ms());
+                if let Some(input) = input {
+                    while let Some(piece) = input.recv().await {
+                        process.write(1, piece, self.now_ms());
+                    }
                 }
             }
             _ => {

@@ -142,22 +142,15 @@ pub(crate) async fn reports(
             .with_code(codes::INVALID_FIELD)
             .into());
     }
-    let mut outcomes = Vec::with_capacity(batch.reports.len());
-    for report in batch.reports {
-        let report = clean_report(report)?;
-        let outcome = match in_time(&host, host.service.report(&session, &report)).await {
-            Ok(ReportOutcome::Taken) => flames_wire::host::ReportOutcome::Taken,
-            Ok(ReportOutcome::Stale(_)) => flames_wire::host::ReportOutcome::Stale,
-            Ok(ReportOutcome::Unknown) => flames_wire::host::ReportOutcome::Unknown,
-            // One report too many of another's incarnation must not keep the others from being taken.
-            Err(Failure(error)) if error.kind() == ErrorKind::PermissionDenied => {
-                flames_wire::host::ReportOutcome::Forbidden
-            }
-            Err(failure) => return Err(failure),
-        };
-        outcomes.push(outcome);
-    }
-    Ok(JsonAnswer(ReportOutcomes { outcomes }))
+    let reports: Vec<Report> = batch.reports.into_iter().map(clean_report).collect::<Result<_>>()?;
+    let outcome = |outcome| match outcome {
+        ReportOutcome::Taken => flames_wire::host::ReportOutcome::Taken,
+        ReportOutcome::Stale(_) => flames_wire::host::ReportOutcome::Stale,
+        ReportOutcome::Unknown => flames_wire::host::ReportOutcome::Unknown,
+        ReportOutcome::Forbidden => flames_wire::host::ReportOutcome::Forbidden,
+    };
+    let outcomes = in_time(&host, host.service.reports(&session, &reports)).await?;
+    Ok(JsonAnswer(ReportOutcomes { outcomes: outcomes.into_iter().map(outcome).collect() }))
 }
 
 /// A report whose texts are cut and cleaned, since part of them may come from a guest.

@@ -26,7 +26,7 @@ pub(crate) fn shown(service: &Service, view: &VmView) -> Vm {
     let route = |(guest_port, url)| Route { guest_port, url };
     Vm {
         routes: service.routes(view).into_iter().map(route).collect(),
-        ..Vm::new(&view.vm, view.incarnation.as_ref(), view.state)
+        ..Vm::new(&view.vm, view.incarnation.as_deref(), view.state)
     }
 }
 

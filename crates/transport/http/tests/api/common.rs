@@ -243,8 +243,11 @@ pub(crate) async fn place_and_run(service: &Service, vm: &str) -> IncarnationId 
         released_at: None,
         purged_at: None,
     };
-    let placed =
-        flames_model::Vm { incarnation: Some(incarnation_id), placements: 1, ..entry.vm.record.clone() };
+    let placed = flames_model::Vm {
+        incarnation: Some(incarnation_id),
+        placements: 1,
+        ..flames_model::Vm::clone(&entry.vm)
+    };
     let mut change = flames_records::Change::new();
     change.update_vm(&entry.vm, &placed).insert_incarnation(&incarnation).require_controller(&host);
     change.update_allocation(
