@@ -21,6 +21,8 @@ const KERNEL_VARIABLE: &str = "FLAMES_TEST_KERNEL";
 
 /// Names the folder of that kernel's modules, when a guest must load some.
 const MODULES_VARIABLE: &str = "FLAMES_TEST_KERNEL_MODULES";
+/// Names the custom CPU template (a file of JSON) that it needs under Firecracker.
+const TEMPLATE_VARIABLE: &str = "FLAMES_TEST_CPU_TEMPLATE";
 
 /// The word that stands for Debian's packaged kernel, as in `flames up --kernel debian`.
 pub(crate) const DEBIAN: &str = "debian";
@@ -68,13 +70,17 @@ pub(crate) struct TestKernel {
     pub(crate) kernel: PathBuf,
     /// The folder of the modules that a guest must load, for a kernel that has not all of them built in.
     pub(crate) modules: Option<PathBuf>,
+    /// The custom CPU template that it needs under Firecracker, when it needs one.
+    pub(crate) cpu_template: Option<PathBuf>,
 }
 
 impl TestKernel {
     /// What suites read of it.
     pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
-        let modules = self.modules.as_ref().map(|folder| (MODULES_VARIABLE, folder.as_os_str().to_owned()));
-        [(KERNEL_VARIABLE, self.kernel.as_os_str().to_owned())].into_iter().chain(modules).collect()
+        let word = |name, path: &PathBuf| (name, path.as_os_str().to_owned());
+        let modules = self.modules.as_ref().map(|folder| word(MODULES_VARIABLE, folder));
+        let template = self.cpu_template.as_ref().map(|file| word(TEMPLATE_VARIABLE, file));
+        [word(KERNEL_VARIABLE, &self.kernel)].into_iter().chain(modules).chain(template).collect()
     }
 }
 
@@ -100,12 +106,15 @@ pub(crate) fn test_kernel(supervisor: &Supervisor) -> Result<Result<TestKernel, 
             Some(modules) => Some(std::path::absolute(modules)?),
             None => None,
         };
-        return Ok(Ok(TestKernel { kernel: std::path::absolute(named)?, modules }));
+        let cpu_template = std::env::var_os(TEMPLATE_VARIABLE).map(std::path::absolute).transpose()?;
+        return Ok(Ok(TestKernel { kernel: std::path::absolute(named)?, modules, cpu_template }));
     }
     let packed = workspace::root().join("../shared/guest-kernel/vmlinux-6.12-emulated.xz");
     if packed.is_file() {
         let kernel = unpack(supervisor, &packed, &folder)?;
-        return Ok(Ok(TestKernel { kernel, modules: None }));
+        let template = packed.with_file_name("cpu-template.json");
+        let cpu_template = template.is_file().then(|| std::path::absolute(template)).transpose()?;
+        return Ok(Ok(TestKernel { kernel, modules: None, cpu_template }));
     }
     // Not being able to fetch one is no reason to run none of the tests that need none.
     match debian_kernel(supervisor, &folder) {
@@ -143,7 +152,7 @@ fn debian_kernel(supervisor: &Supervisor, folder: &Path) -> Result<TestKernel> {
 fn fetched_kernel(text: &str) -> Option<TestKernel> {
     let mut lines = text.lines();
     let (kernel, modules) = (lines.next()?, lines.next()?);
-    Some(TestKernel { kernel: kernel.into(), modules: Some(modules.into()) })
+    Some(TestKernel { kernel: kernel.into(), modules: Some(modules.into()), cpu_template: None })
 }
 
 /// Unpacks `packed`, an xz file, into `folder`, once for each state of `packed`.
@@ -194,7 +203,7 @@ mod tests {
             [(KERNEL_VARIABLE, "/k/vmlinuz".into()), (MODULES_VARIABLE, "/k/modules".into())]
         );
         assert_eq!(fetched_kernel("/k/vmlinuz\n"), None);
-        let whole = TestKernel { kernel: "/k/vmlinux".into(), modules: None };
+        let whole = TestKernel { kernel: "/k/vmlinux".into(), modules: None, cpu_template: None };
         assert_eq!(whole.environment(), [(KERNEL_VARIABLE, "/k/vmlinux".into())]);
     }
 }

@@ -1,6 +1,7 @@
 //! The programs that a run needs beside Rust: what is missing is installed, and each line says what and why.
 
 mod python;
+mod rights;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,7 +22,7 @@ struct SystemProgram {
     why: &'static str,
 }
 
-const SYSTEM_PROGRAMS: [SystemProgram; 7] = [
+const SYSTEM_PROGRAMS: [SystemProgram; 9] = [
     SystemProgram {
         program: "qemu-system-x86_64",
         package: "qemu-system-x86",
@@ -58,6 +59,18 @@ const SYSTEM_PROGRAMS: [SystemProgram; 7] = [
         package: "python3",
         requirement: "python3",
         why: "runs schemathesis against the HTTP API",
+    },
+    SystemProgram {
+        program: "nft",
+        package: "nftables",
+        requirement: "nft",
+        why: "filters what microVMs send and receive",
+    },
+    SystemProgram {
+        program: "ip",
+        package: "iproute2",
+        requirement: "ip",
+        why: "shows what networks of microVMs left behind",
     },
 ];
 
@@ -112,6 +125,7 @@ pub(crate) fn install(supervisor: &Supervisor) -> Result<Tools> {
         tools.available.push("schemathesis");
         tools.schemathesis = Some(schemathesis);
     }
+    rights::look(&mut tools);
     println!("there: {}", tools.available.join(", "));
     for missing in &tools.missing {
         println!("missing: {missing}");
@@ -325,6 +339,13 @@ fn install_nextest(supervisor: &Supervisor, tools: &mut Tools) -> Result<()> {
 /// The version of the QEMU that tests find, when there is one.
 pub(crate) fn qemu_version() -> Option<String> {
     flames_test_servers::program_version("qemu", &find("qemu-system-x86_64")?, "--version").ok()
+}
+
+/// The version of the Firecracker that tests find, when there is one.
+pub(crate) fn firecracker_version() -> Option<String> {
+    let named = std::env::var_os("FLAMES_FIRECRACKER").map(PathBuf::from);
+    let program = named.or_else(|| find("firecracker"))?;
+    flames_test_servers::program_version("firecracker", &program, "--version").ok()
 }
 
 fn tools_folder() -> PathBuf {

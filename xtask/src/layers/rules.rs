@@ -105,6 +105,8 @@ enum Place {
     Adapter(Interface),
     FirecrackerDriver,
     Firecracker,
+    /// What every driver does with its host (ADR 0008).
+    Host,
     Decorate,
     Records,
     Scheduler,
@@ -136,7 +138,10 @@ impl Place {
             "flames-wire" => Self::Wire,
             "flames-client" => Self::Client,
             "flames-vmm-firecracker" => Self::FirecrackerDriver,
-            "flames-firecracker-api" | "flames-firecracker-jail" => Self::Firecracker,
+            "flames-host" => Self::Host,
+            "flames-firecracker-api" | "flames-firecracker-jail" | "flames-firecracker-network" => {
+                Self::Firecracker
+            }
             "flames-conformance-runner" => Self::ConformanceRunner,
             "flames-decorate" => Self::Decorate,
             "flames-records" => Self::Records,
@@ -181,19 +186,17 @@ impl Place {
             Self::Testbed => return Permitted::House { but_the_binary: true },
             Self::Bench => return Permitted::HouseAndTestServers,
             Self::Xtask => return Permitted::BenchAndTestServers,
-            Self::Model
-            | Self::Provider(_)
-            | Self::ConformanceRunner
-            | Self::Firecracker
-            | Self::GuestProtocol => {
+            Self::Model | Self::Provider(_) | Self::ConformanceRunner | Self::Host | Self::GuestProtocol => {
                 vec![]
             }
             Self::TestServers => vec![Self::ConformanceRunner],
             Self::Wire | Self::Scheduler => vec![Self::Model],
             Self::Client => vec![Self::Wire],
             Self::Conformance(interface) => vec![Self::Provider(interface), Self::ConformanceRunner],
+            Self::Adapter(Vmm) => vec![Self::Provider(Vmm), Self::Host],
             Self::Adapter(interface) => vec![Self::Provider(interface)],
-            Self::FirecrackerDriver => vec![Self::Provider(Vmm), Self::Firecracker],
+            Self::Firecracker => vec![Self::Host],
+            Self::FirecrackerDriver => vec![Self::Provider(Vmm), Self::Firecracker, Self::Host],
             Self::Decorate => INTERFACES.iter().map(|(interface, _)| Self::Provider(*interface)).collect(),
             Self::Records => vec![Self::Model, Self::Provider(State)],
             Self::Service => vec![Self::Model, Self::Records, Self::Scheduler, Self::Provider(Blob)],
@@ -356,8 +359,12 @@ mod tests {
         );
         assert_allowed(
             "flames-vmm-firecracker",
-            &["flames-vmm", "flames-firecracker-api", "flames-firecracker-jail"],
+            &["flames-vmm", "flames-host", "flames-firecracker-api", "flames-firecracker-jail"],
         );
+        assert_allowed("flames-vmm-qemu", &["flames-vmm", "flames-host"]);
+        assert_allowed("flames-firecracker-network", &["flames-host"]);
+        assert_forbidden("flames-queue-sql", &["flames-host"]);
+        assert_forbidden("flames-host", &["flames-vmm"]);
         assert_forbidden("flames-vmm-qemu", &["flames-firecracker-api", "flames-guest-protocol"]);
     }
 

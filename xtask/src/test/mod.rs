@@ -3,7 +3,7 @@
 //! What the tests find in their environment:
 //! - `FLAMES_GUEST_AGENT`: the static agent binary for guests;
 //! - `FLAMES_TEST_KERNEL`: the kernel for guests, when there is one, and `FLAMES_TEST_KERNEL_MODULES`: the folder of the
-//!   modules that they must load with it, when it needs some;
+//!   modules that they must load with it, when it needs some; `FLAMES_TEST_CPU_TEMPLATE`: what it needs under Firecracker;
 //! - `FLAMES_TEST_POSTGRES`, `_REDIS`, `_NATS`, `_ETCD`, `_S3`: the URL of a real server, one for all tests;
 //!   `FLAMES_TEST_CADDY`: that program; `FLAMES_TEST_…_PROGRAM` (and `FLAMES_TEST_POSTGRES_BIN`): the programs, for tests that
 //!   kill a server of their own. See the crate `flames-test-servers`;
@@ -167,6 +167,7 @@ fn run_stages(
     }
     let mut versions = servers.versions();
     versions.extend(tools::qemu_version().map(|version| ("qemu", version)));
+    versions.extend(tools::firecracker_version().map(|version| ("firecracker", version)));
     Ok((report, versions))
 }
 

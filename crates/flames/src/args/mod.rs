@@ -145,7 +145,8 @@ pub(crate) enum Command {
     },
     /// Look after the hosts that run VMs.
     #[command(
-        after_help = "Examples:\n  flames controllers\n  flames controllers cordon local\n  flames controllers remove old --confirmed-dead"
+        visible_alias = "controller",
+        after_help = "Examples:\n  flames controllers\n  flames controllers cordon local\n  flames controllers remove old --confirmed-dead\n  flames controller doctor"
     )]
     Controllers {
         #[command(subcommand)]
@@ -202,6 +203,11 @@ pub(crate) enum ControllerAction {
         /// The controller, by name or id.
         controller: String,
     },
+    /// Check whether this machine can run VMs in production, behind Firecracker's jailer; needs no `flames up`.
+    #[command(
+        after_help = "Examples:\n  sudo flames controller doctor\n  sudo flames controller doctor --json | jq '.checks[] | select(.outcome != \"ok\")'\n\nEnds with 1 when a check is fatal. docs/guides/production-host.md explains each."
+    )]
+    Doctor,
     /// Forget a controller.
     Remove {
         /// The controller, by name or id.

@@ -7,19 +7,26 @@ use flames_wire::{Controller, PageQuery};
 use serde_json::json;
 
 use super::{Context, now};
-use crate::args::ControllerAction;
+use crate::args::{ControllerAction, Global};
 use crate::connect::{once, surely};
 use crate::exit::{Failure, NOT_FOUND, Outcome};
-use crate::output::{self, age};
+use crate::output::{self, Output, age};
 
 /// Lists and looks after controllers.
-pub(super) async fn controllers(context: &Context, action: Option<ControllerAction>) -> Outcome {
-    let client = &context.api.client;
+pub(super) async fn controllers(
+    global: &Global,
+    output: Output,
+    action: Option<ControllerAction>,
+) -> Outcome {
+    let context = || Context::new(global, output);
     match action.unwrap_or(ControllerAction::Ls) {
-        ControllerAction::Ls => list(context).await?,
-        ControllerAction::Cordon { controller } => cordon(context, &controller, true).await?,
-        ControllerAction::Uncordon { controller } => cordon(context, &controller, false).await?,
+        ControllerAction::Ls => list(&context()?).await?,
+        ControllerAction::Cordon { controller } => cordon(&context()?, &controller, true).await?,
+        ControllerAction::Uncordon { controller } => cordon(&context()?, &controller, false).await?,
+        ControllerAction::Doctor => return host_doctor(global, output).await,
         ControllerAction::Remove { controller, confirmed_dead } => {
+            let context = context()?;
+            let client = &context.api.client;
             let id = id_of(client, &controller).await?;
             let mutation = once()?;
             surely(async || client.remove_controller(&id, confirmed_dead, &mutation).await).await?;
@@ -30,6 +37,16 @@ pub(super) async fn controllers(context: &Context, action: Option<ControllerActi
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(feature = "firecracker")]
+async fn host_doctor(global: &Global, output: Output) -> Outcome {
+    Box::pin(super::host_doctor::doctor(global, output)).await
+}
+
+#[cfg(not(feature = "firecracker"))]
+async fn host_doctor(_: &Global, _: Output) -> Outcome {
+    Err(Failure::usage("This build of Flames has no driver `firecracker`: it was made without that feature."))
 }
 
 async fn all(client: &Client) -> Result<Vec<Controller>, Failure> {

@@ -6,6 +6,8 @@ mod copy;
 mod doctor;
 mod events;
 mod exec;
+#[cfg(feature = "firecracker")]
+mod host_doctor;
 mod images;
 mod lifecycle;
 mod list;
@@ -66,7 +68,7 @@ pub(crate) async fn carry_out(arguments: Arguments, output: Output) -> Outcome {
         Command::Events { follow, controllers, vm, after } => {
             events::events(&context()?, follow, controllers, vm.as_deref(), after).await
         }
-        Command::Controllers { action } => controllers::controllers(&context()?, action).await,
+        Command::Controllers { action } => controllers::controllers(&global, output, action).await,
         Command::Image { action } => images::images(&context()?, action).await,
         Command::Config { action } => config::config(&global, output, &action).await,
         Command::Db { action } => config::db(&global, output, &action).await,

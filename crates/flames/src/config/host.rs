@@ -12,7 +12,10 @@ use crate::args::parse;
 
 /// What `flames up` runs with, its providers apart.
 #[derive(Debug, Clone)]
-#[cfg_attr(not(feature = "qemu"), allow(dead_code, reason = "only real machines boot"))]
+#[cfg_attr(
+    not(any(feature = "qemu", feature = "firecracker")),
+    allow(dead_code, reason = "only real machines boot")
+)]
 pub(crate) struct UpConfig {
     /// Where the HTTP API is served.
     pub(crate) listen: SocketAddr,
@@ -22,6 +25,10 @@ pub(crate) struct UpConfig {
     #[cfg(feature = "qemu")]
     pub(crate) accel: Accel,
     pub(crate) qemu: PathBuf,
+    /// A file of JSON: a custom CPU template of Firecracker.
+    pub(crate) cpu_template: Option<PathBuf>,
+    /// Words for the kernel's command line, for Firecracker.
+    pub(crate) kernel_arguments: Vec<String>,
     pub(crate) kernel: Option<PathBuf>,
     pub(crate) kernel_modules: Option<PathBuf>,
     pub(crate) agent: Option<PathBuf>,
@@ -45,6 +52,8 @@ pub(crate) struct UpConfig {
 pub(crate) enum Driver {
     /// Real guests, by QEMU's microvm machine.
     Qemu,
+    /// Real guests, by Firecracker behind its jailer.
+    Firecracker,
     /// Guests that only pretend.
     Simulated,
 }
@@ -107,7 +116,11 @@ impl UpConfig {
         Ok(Self {
             listen: parse::loopback(text("listen")).map_err(|sentence| wrong("listen", sentence))?,
             ephemeral: settings.is_ephemeral(),
-            driver: if text("driver") == "simulated" { Driver::Simulated } else { Driver::Qemu },
+            driver: match text("driver") {
+                "simulated" => Driver::Simulated,
+                "firecracker" => Driver::Firecracker,
+                _ => Driver::Qemu,
+            },
             #[cfg(feature = "qemu")]
             accel: match text("accel") {
                 "kvm" => Accel::Kvm,
@@ -115,6 +128,8 @@ impl UpConfig {
                 _ => Accel::Auto,
             },
             qemu: PathBuf::from(text("qemu")),
+            cpu_template: settings.path("cpu_template"),
+            kernel_arguments: text("kernel_arguments").split_ascii_whitespace().map(str::to_owned).collect(),
             kernel,
             kernel_modules: modules,
             agent,

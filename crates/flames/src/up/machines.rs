@@ -19,6 +19,9 @@ use crate::output::Output;
 /// The driver's folder, and what belongs to it.
 #[cfg(feature = "qemu")]
 const MACHINES: &str = "machines";
+/// The same of the Firecracker driver.
+#[cfg(feature = "firecracker")]
+const FIRECRACKER: &str = "firecracker";
 
 /// A driver with what it needs.
 #[derive(Debug)]
@@ -44,6 +47,7 @@ impl Machines {
     ) -> Result<Self, Failure> {
         match arguments.driver {
             Driver::Qemu => qemu(base, folder, arguments, blobs, clock, output).await,
+            Driver::Firecracker => firecracker(base, folder, arguments, blobs, clock, output).await,
             Driver::Simulated => simulated(clock, output),
         }
     }
@@ -78,11 +82,100 @@ fn simulated(_clock: &Arc<dyn Clock>, _output: Output) -> Result<Machines, Failu
     Err(lacks("simulated"))
 }
 
-#[cfg(any(not(feature = "simulated"), not(feature = "qemu")))]
+#[cfg(not(all(feature = "simulated", feature = "qemu", feature = "firecracker")))]
 fn lacks(feature: &str) -> Failure {
     Failure::usage(format!(
         "This build of Flames has no driver `{feature}`: it was made without that feature."
     ))
+}
+
+/// What machines boot, made or found, and the images that they are made from.
+#[cfg(any(feature = "qemu", feature = "firecracker"))]
+struct Booting {
+    place: std::path::PathBuf,
+    files: super::boot::BootFiles,
+    artefacts: flames_controller::LocalArtefacts,
+}
+
+#[cfg(any(feature = "qemu", feature = "firecracker"))]
+impl Booting {
+    async fn prepare(
+        base: &Path,
+        folder: &LockedFolder,
+        arguments: &UpConfig,
+        blobs: Arc<dyn BlobStore>,
+        output: Output,
+    ) -> Result<Self, Failure> {
+        let (place, data, asked) = (base.join("boot"), folder.folder().clone(), arguments.clone());
+        make(&place)?;
+        let in_place = place.clone();
+        make(&folder.folder().join("boot"))?;
+        let files =
+            tokio::task::spawn_blocking(move || super::boot::prepare(&asked, &in_place, &data, output))
+                .await
+                .map_err(|_| Failure::failed("Preparing what machines boot was interrupted."))??;
+        if files.kernel.is_none() {
+            output.say("No kernel was given: VMs must name one, and `flames run` fails without. Give one with --kernel FILE, or `--kernel debian`.");
+        }
+        let artefacts = flames_controller::LocalArtefacts::open(
+            blobs,
+            base.join("images"),
+            files.kernel.clone(),
+            Some(files.initramfs.clone()),
+        )?;
+        Ok(Self { place, files, artefacts })
+    }
+
+    /// Clears away what earlier VMs booted from and nobody needs.
+    fn prune(&self, needed: flames_error::Result<std::collections::BTreeSet<std::path::PathBuf>>) {
+        match needed {
+            Ok(needed) => super::boot::prune(&self.place, &self.files.initramfs, &needed),
+            // What is needed is not known, so all of it stays.
+            Err(error) => tracing::warn!(?error, "what earlier VMs booted from is not cleared away"),
+        }
+    }
+}
+
+#[cfg(feature = "firecracker")]
+async fn firecracker(
+    base: &Path,
+    folder: &LockedFolder,
+    arguments: &UpConfig,
+    blobs: Arc<dyn BlobStore>,
+    clock: &Arc<dyn Clock>,
+    output: Output,
+) -> Result<Machines, Failure> {
+    use flames_vmm::Usability;
+    use flames_vmm_firecracker::FirecrackerDriver;
+
+    let config = super::firecracker::config(&base.join(FIRECRACKER), folder.folder().path(), arguments)?;
+    let driver =
+        Arc::new(FirecrackerDriver::new(config, clock.clone(), Arc::new(flames_clock::SystemRandom))?);
+    if let Usability::Unusable(why) = driver.capabilities().await?.usability {
+        return Err(Failure::failed(format!("Firecracker does not work on this host: {why}"))
+            .advise("`flames controller doctor` checks everything that it needs."));
+    }
+    let booting = Booting::prepare(base, folder, arguments, blobs, output).await?;
+    booting.prune(driver.boot_files().await);
+    Ok(Machines {
+        driver,
+        guests: Arc::new(flames_controller::AgentConnector::default()),
+        kernel: booting.files.kernel.as_ref().map(|path| path.display().to_string()),
+        artefacts: Arc::new(booting.artefacts),
+        warming: None,
+    })
+}
+
+#[cfg(not(feature = "firecracker"))]
+async fn firecracker(
+    _base: &Path,
+    _folder: &LockedFolder,
+    _arguments: &UpConfig,
+    _blobs: Arc<dyn BlobStore>,
+    _clock: &Arc<dyn Clock>,
+    _output: Output,
+) -> Result<Machines, Failure> {
+    Err(lacks("firecracker"))
 }
 
 #[cfg(feature = "qemu")]
@@ -94,30 +187,10 @@ async fn qemu(
     clock: &Arc<dyn Clock>,
     output: Output,
 ) -> Result<Machines, Failure> {
-    use flames_controller::{AgentConnector, LocalArtefacts};
-
-    let (place, data, asked) = (base.join("boot"), folder.folder().clone(), arguments.clone());
-    make(&place)?;
-    let in_place = place.clone();
-    make(&folder.folder().join("boot"))?;
-    let files = tokio::task::spawn_blocking(move || super::boot::prepare(&asked, &in_place, &data, output))
-        .await
-        .map_err(|_| Failure::failed("Preparing what machines boot was interrupted."))??;
-    if files.kernel.is_none() {
-        output.say("No kernel was given: VMs must name one, and `flames run` fails without. Give one with --kernel FILE, or `--kernel debian`.");
-    }
+    let booting = Booting::prepare(base, folder, arguments, blobs, output).await?;
     let driver = Arc::new(flames_vmm_qemu::QemuDriver::new(qemu_config(base, arguments)?, clock.clone())?);
-    let artefacts = LocalArtefacts::open(
-        blobs,
-        base.join("images"),
-        files.kernel.clone(),
-        Some(files.initramfs.clone()),
-    )?;
-    match driver.boot_files().await {
-        Ok(needed) => super::boot::prune(&place, &files.initramfs, &needed),
-        // What is needed is not known, so all of it stays.
-        Err(error) => tracing::warn!(?error, "what earlier VMs booted from is not cleared away"),
-    }
+    booting.prune(driver.boot_files().await);
+    let Booting { files, artefacts, .. } = booting;
     let kernel = files.kernel.as_ref().map(|path| path.display().to_string());
     let warming = match (arguments.accel, files.kernel) {
         (crate::config::Accel::Auto, Some(kernel)) => {
@@ -133,7 +206,7 @@ async fn qemu(
     };
     Ok(Machines {
         driver,
-        guests: Arc::new(AgentConnector::default()),
+        guests: Arc::new(flames_controller::AgentConnector::default()),
         artefacts: Arc::new(artefacts),
         kernel,
         warming,
@@ -150,6 +223,16 @@ async fn qemu(
     _output: Output,
 ) -> Result<Machines, Failure> {
     Err(lacks("qemu"))
+}
+
+/// The QEMU driver over a folder, without what else machines need.
+#[cfg(all(feature = "qemu", feature = "firecracker"))]
+pub(crate) fn qemu_driver(
+    base: &Path,
+    arguments: &UpConfig,
+    clock: &Arc<dyn Clock>,
+) -> Result<flames_vmm_qemu::QemuDriver, Failure> {
+    Ok(flames_vmm_qemu::QemuDriver::new(qemu_config(base, arguments)?, clock.clone())?)
 }
 
 #[cfg(feature = "qemu")]
@@ -169,7 +252,7 @@ fn qemu_config(base: &Path, arguments: &UpConfig) -> Result<flames_vmm_qemu::Qem
     })
 }
 
-#[cfg(feature = "qemu")]
+#[cfg(any(feature = "qemu", feature = "firecracker"))]
 fn make(path: &Path) -> Result<(), Failure> {
     std::fs::create_dir_all(path)
         .map_err(|error| Failure::io(format!("The folder {} cannot be made", path.display()), &error))
@@ -192,7 +275,16 @@ pub(super) async fn clear_ephemeral(
             driver.destroy(&machine.incarnation).await?;
         }
     }
-    #[cfg(not(feature = "qemu"))]
+    #[cfg(feature = "firecracker")]
+    if base.join(FIRECRACKER).is_dir() {
+        let config = super::firecracker::config(&base.join(FIRECRACKER), folder.folder().path(), arguments)?;
+        let random = Arc::new(flames_clock::SystemRandom);
+        let driver = flames_vmm_firecracker::FirecrackerDriver::new(config, clock.clone(), random)?;
+        for machine in driver.adopt().await? {
+            driver.destroy(&machine.incarnation).await?;
+        }
+    }
+    #[cfg(not(any(feature = "qemu", feature = "firecracker")))]
     let _ = (arguments, clock);
     // The blob store's last work on the disk may still be under way.
     for _ in 0..5 {

@@ -3,9 +3,14 @@
 //! The parts are put together as on a fleet: the controller calls the host API through a client, and streams reach it through links; only
 //! the client is over the router itself, and the links are in this process.
 
-#[cfg_attr(not(feature = "qemu"), allow(dead_code, reason = "only real machines boot"))]
+#[cfg_attr(
+    not(any(feature = "qemu", feature = "firecracker")),
+    allow(dead_code, reason = "only real machines boot")
+)]
 mod boot;
 mod dial;
+#[cfg(feature = "firecracker")]
+pub(crate) mod firecracker;
 mod importer;
 mod machines;
 mod parts;
@@ -18,6 +23,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 pub(crate) use boot::{checked_kernel, with_agent};
+#[cfg(all(feature = "qemu", feature = "firecracker"))]
+pub(crate) use machines::qemu_driver as qemu;
 
 use flames_clock::{Clock, SystemClock};
 use serde_json::json;

@@ -21,7 +21,10 @@ use async_trait::async_trait;
 use flames_error::Result;
 use futures::stream::BoxStream;
 
-pub use machine::{BootSource, Drive, MachineSpec, NetworkSpec, PortForward, SecretBytes};
+pub use machine::{
+    AddressRange, Bandwidth, BootSource, Drive, Egress, MachineSpec, NetworkPolicy, NetworkSpec, PortForward,
+    SecretBytes,
+};
 pub use types::{
     AgentChannel, ConsoleChunk, DriverCapabilities, Exit, ExitCause, Found, IncarnationName, Observation,
     Phase, Prepared, SnapshotArtefacts, SnapshotKind, StartFrom, Stats, StopHow, Update, Usability,

@@ -60,13 +60,67 @@ pub enum NetworkSpec {
     },
     /// A tap device in the incarnation's own namespace.
     Tap {
-        /// The guest's address with its prefix length.
+        /// The guest's address with its prefix length: one that the placement took from the host's block, of one incarnation at a time.
         address: (IpAddr, u8),
         /// The guest's gateway.
         gateway: IpAddr,
         /// The guest's MAC address.
         mac: [u8; 6],
+        /// What it may reach, and who may reach it.
+        policy: NetworkPolicy,
     },
+}
+
+/// What a guest may reach over its tap, and who may reach it. As it stands: nothing and nobody.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkPolicy {
+    /// What it may open connections to.
+    pub egress: Egress,
+    /// The private network that it shares with other guests of its host: 1 to 48 bytes of `a-z 0-9 _`. None: no other guest reaches it,
+    /// nor it them.
+    pub private_network: Option<String>,
+    /// What it may send. None: no limit.
+    pub upload: Option<Bandwidth>,
+    /// What it may receive. None: no limit.
+    pub download: Option<Bandwidth>,
+}
+
+/// Addresses that share their first bits: the lowest of them, and how many bits those are.
+pub type AddressRange = (IpAddr, u8);
+
+/// What a guest may open connections to. Private, link-local, metadata and other special addresses are unreachable unless a range
+/// that lies wholly within one of the special ones is listed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Egress {
+    /// Nothing. No name resolves.
+    #[default]
+    Deny,
+    /// Everything public, and the special ranges named.
+    Allow {
+        /// Ranges within special ones.
+        named: Vec<AddressRange>,
+    },
+    /// Only what is listed.
+    AllowList {
+        /// Ranges.
+        ranges: Vec<AddressRange>,
+        /// Names, as `api.example.com`, or `*.example.com` for every name below one. They alone resolve.
+        domains: Vec<String>,
+        /// Ports of TCP and UDP, first and last, at the above. Empty: every port and every protocol.
+        ports: Vec<(u16, u16)>,
+    },
+}
+
+/// A limit of one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bandwidth {
+    /// Bytes in a second, on average.
+    pub bytes_per_second: u64,
+    /// Bytes that may go at once after a pause.
+    pub burst_bytes: u64,
 }
 
 /// Everything that a driver must know to make a machine.

@@ -25,10 +25,10 @@ pub(super) const KEYS: &[Key] = &[
     set(
         Host,
         "driver",
-        Choice(&["qemu", "simulated"]),
+        Choice(&["qemu", "firecracker", "simulated"]),
         &[],
         "qemu",
-        "What runs the VMs: `qemu` runs real guests; `simulated` ones only pretend (`echo`, `sleep`, `exit`, `false` and the like).",
+        "What runs the VMs: `qemu` runs real guests without any rights; `firecracker` runs them behind its jailer, as root, on KVM (`flames controller doctor` tells what is missing); `simulated` ones only pretend (`echo`, `sleep`, `exit`, `false` and the like).",
     ),
     set(
         Host,
@@ -39,6 +39,24 @@ pub(super) const KEYS: &[Key] = &[
         "What runs the guests' processors, for the QEMU driver: `auto` is KVM for kernels that were seen to boot under it here and emulation for others; `kvm` is KVM, untried; `tcg` is emulation.",
     ),
     set(Host, "qemu", Path, &[], "qemu-system-x86_64", "QEMU's binary."),
+    key(
+        Host,
+        "cpu_template",
+        Path,
+        &[],
+        None,
+        "/etc/flames/cpu-template.json",
+        "A custom CPU template for every machine of the Firecracker driver.",
+    ),
+    key(
+        Host,
+        "kernel_arguments",
+        Text,
+        &[],
+        None,
+        "quiet loglevel=1",
+        "Words for the command line of every kernel that the Firecracker driver boots.",
+    ),
     key(
         Host,
         "kernel",

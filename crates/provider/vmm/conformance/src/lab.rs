@@ -9,8 +9,7 @@ use std::time::Duration;
 use flames_clock::{RandomExt, SystemRandom};
 use flames_error::{ErrorKind, Result};
 use flames_vmm::{
-    AGENT_PORT, Exit, Found, GuestStream, IncarnationName, MachineSpec, Observation, Phase, StartFrom,
-    StopHow, VmDriver,
+    AGENT_PORT, Exit, Found, GuestStream, IncarnationName, MachineSpec, Observation, Phase, StopHow, VmDriver,
 };
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, timeout};
@@ -76,7 +75,8 @@ impl<'f> Lab<'f> {
     }
 
     pub(crate) async fn try_start(&self, name: &IncarnationName) -> Result<()> {
-        self.call("start", self.driver().start(name, StartFrom::Boot, false)).await
+        let from = self.fixture.start_from().await;
+        self.call("start", self.driver().start(name, from, false)).await
     }
 
     pub(crate) async fn pause(&self, name: &IncarnationName) {

@@ -25,7 +25,9 @@ use std::time::Duration;
 
 pub use flames_conformance_runner::{Harness, Time, Unavailable, async_trait, failures};
 use flames_conformance_runner::{Interface, Row, Suite, table};
-use flames_vmm::{AgentChannel, DriverCapabilities, GuestStream, IncarnationName, MachineSpec, VmDriver};
+use flames_vmm::{
+    AgentChannel, DriverCapabilities, GuestStream, IncarnationName, MachineSpec, StartFrom, VmDriver,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What the driver, and the guest of [`Fixture::spec`], can do: known without starting anything. A case checks that the driver says
@@ -135,6 +137,12 @@ pub trait Fixture: Send + Sync {
 
     /// A machine that this driver can really boot. Each call gives the same.
     async fn spec(&self) -> MachineSpec;
+
+    /// What the cases start their guests from: the kernel, or a snapshot of a guest of [`Fixture::spec`] that has booted, where a boot
+    /// takes too long for a case.
+    async fn start_from(&self) -> StartFrom {
+        StartFrom::Boot
+    }
 
     /// How long the cases wait.
     fn limits(&self) -> Limits {

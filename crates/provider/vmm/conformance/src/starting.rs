@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use flames_error::ErrorKind;
-use flames_vmm::{Phase, StartFrom, Update};
+use flames_vmm::{Phase, Update};
 use futures::future::join_all;
 
 use crate::Fixture;
@@ -76,7 +76,8 @@ pub(crate) async fn a_start_given_up_never_runs_twice(fixture: &dyn Fixture) {
     let lab = Lab::new(fixture);
     for millis in [0, 5, 50] {
         let name = lab.prepared().await;
-        let given_up = async { lab.driver().start(&name, StartFrom::Boot, false).await };
+        let from = fixture.start_from().await;
+        let given_up = async { lab.driver().start(&name, from, false).await };
         drop(tokio::time::timeout(Duration::from_millis(millis), given_up).await);
         if millis == 5 {
             fixture.reopen().await;
@@ -103,7 +104,8 @@ pub(crate) async fn a_vm_started_paused_waits_until_it_is_resumed(fixture: &dyn 
     let lab = Lab::new(fixture);
     let name = lab.prepared().await;
     let start = || async {
-        lab.call("start", lab.driver().start(&name, StartFrom::Boot, true)).await.unwrap();
+        let from = fixture.start_from().await;
+        lab.call("start", lab.driver().start(&name, from, true)).await.unwrap();
     };
     start().await;
     lab.is(&name, Phase::Paused).await;

@@ -14,17 +14,17 @@ use std::time::Duration;
 
 use flames_clock::ClockExt;
 use flames_error::{Error, ErrorKind, Result};
+use flames_host::blocking;
+use flames_host::files::{create_private_folder, failed, remove_all, write_durably};
+use flames_host::process::{find_program, kill_marked};
 use flames_vmm::{BootSource, GuestStream, MachineSpec, NetworkSpec, Prepared, SecretBytes};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Acceleration, AgentProbe, Channel};
-use crate::context::{Context, blocking};
-use crate::folder::{
-    Accelerator, Folder, SCHEMA, SpecRecord, create_private_folder, failed, remove_all, write_durably,
-};
+use crate::context::Context;
+use crate::folder::{Accelerator, Folder, SCHEMA, SpecRecord};
 use crate::kernel::{self, FileIdentity, MachineKind};
 use crate::launch::{launch, let_run};
-use crate::process::{find_program, kill_marked};
 
 const CACHE: &str = ".kvm-probes.json";
 /// The most outcomes that are kept; the cache begins anew beyond.

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use flames_clock::{Clock, ClockExt};
 use flames_error::Result;
+use flames_host::blocking;
+use flames_host::console::{self, ConsoleLog};
+use flames_host::process::{Ended, Process};
 use flames_vmm::{Exit, ExitCause};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tokio::task::{AbortHandle, JoinHandle};
 
-use crate::console::{self, ConsoleLog};
-use crate::context::{Context, blocking};
+use crate::context::Context;
 use crate::folder::{Folder, ProcessRecord};
-use crate::process::{Ended, Process};
 use crate::qmp::{Qmp, QmpError, Shutdown};
 
 /// How long is waited, after a monitor's end, for what it has said to be read.

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use flames_clock::{Clock, ClockExt};
 use flames_error::{Error, ErrorKind, Result};
+use flames_host::blocking;
+use flames_host::process::{boot_id, find_program};
 use flames_vmm::IncarnationName;
 use tokio::process::Command;
 use tokio::sync::{OnceCell, broadcast};
 
 use crate::config::QemuConfig;
-use crate::process::{boot_id, find_program};
 
 /// How many exits a slow listener may be behind before it misses some.
 const EXIT_HINTS: usize = 1024;
@@ -126,16 +127,4 @@ fn measure_tsc_khz() -> Option<u64> {
 #[cfg(not(target_arch = "x86_64"))]
 fn measure_tsc_khz() -> Option<u64> {
     None
-}
-
-/// Runs what blocks on the file system, or on fork, where it holds nobody up. It runs to its end even when the caller is dropped.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => {
-            Err(Error::internal("vmm.blocking", "a part of the driver has panicked").with_source(error))
-        }
-    }
 }

@@ -7,10 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use flames_clock::{Clock, ClockExt};
 use flames_error::{Error, ErrorKind, Result};
+use flames_host::blocking;
+use flames_host::console::ConsoleLog;
+use flames_host::files::{create_private_folder, failed, remove_all};
+use flames_host::process::scan;
 use flames_vmm::{
     AGENT_PORT, AgentChannel, BootSource, ConsoleChunk, DriverCapabilities, Found, GuestStream,
-    IncarnationName, MachineSpec, Observation, Phase, Prepared, SnapshotArtefacts, SnapshotKind, StartFrom,
-    Stats, StopHow, Update, Usability, VmDriver,
+    IncarnationName, MAX_CONSOLE_CHUNK, MachineSpec, Observation, Phase, Prepared, SnapshotArtefacts,
+    SnapshotKind, StartFrom, Stats, StopHow, Update, Usability, VmDriver,
 };
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -20,11 +24,9 @@ use tokio_stream::wrappers::BroadcastStream;
 use crate::acceleration::{Accelerated, Accelerations, channel_problem};
 use crate::command_line::has_balloon;
 use crate::config::{Channel, QemuConfig};
-use crate::console::ConsoleLog;
-use crate::context::{Context, blocking};
-use crate::folder::{Folder, create_private_folder, failed, remove_all};
+use crate::context::Context;
+use crate::folder::Folder;
 use crate::prepare::Kernels;
-use crate::process::scan;
 use crate::vm::Vm;
 
 /// How many incarnations are looked at at once by `adopt`.
@@ -56,7 +58,7 @@ impl QemuDriver {
     /// Errors: `InvalidInput` for settings out of range; `Internal` when the folder cannot be made or entered.
     pub fn new(mut config: QemuConfig, clock: Arc<dyn Clock>) -> Result<Self> {
         const OPERATION: &str = "vmm.new";
-        if config.console_log_limit < crate::console::MIN_LIMIT {
+        if config.console_log_limit < flames_host::console::MIN_LIMIT {
             return Err(Error::invalid(
                 OPERATION,
                 "console_log_limit",
@@ -379,8 +381,8 @@ impl VmDriver for QemuDriver {
         const OPERATION: &str = "vmm.console";
         self.on(incarnation, |vm| async move {
             let log = ConsoleLog::new(vm.folder.path(), self.context.config.console_log_limit);
-            match log.read(from).await {
-                Ok(chunk) => Ok(chunk),
+            match log.read(from, MAX_CONSOLE_CHUNK).await {
+                Ok(chunk) => Ok(ConsoleChunk { offset: chunk.offset, data: chunk.data }),
                 Err(_) if !vm.folder.exists() => Err(vm.not_found(OPERATION)),
                 Err(error) => Err(failed("the console's log cannot be read", error)),
             }

@@ -4,12 +4,13 @@ use std::io::ErrorKind as IoErrorKind;
 use std::sync::Arc;
 
 use flames_error::{Error, Result};
+use flames_host::blocking;
+use flames_host::files::{failed, remove_all, sync_folder};
 use flames_vmm::StopHow;
 use serde_json::json;
 
 use crate::attached::RunState;
-use crate::context::{Context, blocking};
-use crate::folder::{failed, remove_all, sync_folder};
+use crate::context::Context;
 use crate::kernel::MachineKind;
 use crate::vm::{Situation, Vm};
 

@@ -16,28 +16,26 @@
 //! <folder>/.new-… .old-… .try-…  half made, half removed, tried: removed by the next `adopt`
 //! ```
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use flames_error::{Error, ErrorKind, Result};
+use flames_host::files::{
+    check_schema, create_private, failed, read_record, remove_if_there, short_path, write_record,
+};
+use flames_host::process::{Identity, Marker};
 use flames_vmm::{Exit, IncarnationName, MachineSpec, Prepared};
 use rustix::fs::{Mode, OFlags};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use crate::config::Channel;
 use crate::kernel::MachineKind;
-use crate::process::{Identity, Marker};
 
 /// The records' format. A reader refuses a newer one.
 pub(crate) const SCHEMA: u32 = 1;
-/// The most bytes of one record.
-const MAX_RECORD: u64 = 1024 * 1024;
 
 /// What runs the guest's processors, settled for one incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,28 +111,28 @@ impl Folder {
 
     /// `Corrupt` when it cannot be read, and when it is not there.
     pub(crate) fn spec(&self) -> Result<SpecRecord> {
-        let record: SpecRecord = self.record("spec.json")?.ok_or_else(|| {
+        let record: SpecRecord = read_record(&self.path, "spec.json")?.ok_or_else(|| {
             Error::new(ErrorKind::Corrupt, "vmm.record", "the record is not there")
                 .with_context("file", "spec.json")
         })?;
-        check_schema(record.schema, "spec.json")?;
+        check_schema(record.schema, SCHEMA, "spec.json")?;
         Ok(record)
     }
 
     /// `Corrupt` when it cannot be read.
     pub(crate) fn process(&self) -> Result<Option<ProcessRecord>> {
-        let record: Option<ProcessRecord> = self.record("process.json")?;
+        let record: Option<ProcessRecord> = read_record(&self.path, "process.json")?;
         if let Some(record) = &record {
-            check_schema(record.schema, "process.json")?;
+            check_schema(record.schema, SCHEMA, "process.json")?;
         }
         Ok(record)
     }
 
     /// `Corrupt` when it cannot be read.
     pub(crate) fn exit(&self) -> Result<Option<Exit>> {
-        let record: Option<ExitRecord> = self.record("exit.json")?;
+        let record: Option<ExitRecord> = read_record(&self.path, "exit.json")?;
         if let Some(record) = &record {
-            check_schema(record.schema, "exit.json")?;
+            check_schema(record.schema, SCHEMA, "exit.json")?;
         }
         Ok(record.map(|record| record.exit))
     }
@@ -202,102 +200,15 @@ impl Folder {
         Ok(rustix::fs::open(&self.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
     }
 
-    fn record<T: DeserializeOwned>(&self, name: &'static str) -> Result<Option<T>> {
-        let corrupt =
-            |message: &str| Error::new(ErrorKind::Corrupt, "vmm.record", message).with_context("file", name);
-        let mut bytes = Vec::new();
-        match File::open(self.join(name)) {
-            Ok(file) => match file.take(MAX_RECORD + 1).read_to_end(&mut bytes) {
-                Ok(_) => {}
-                Err(error) => return Err(corrupt("the record cannot be read").with_source(error)),
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(corrupt("the record cannot be opened").with_source(error)),
-        }
-        if bytes.len() as u64 > MAX_RECORD {
-            return Err(corrupt("the record is too long"));
-        }
-        serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| corrupt("the record is not one of ours").with_source(error))
-    }
-
     pub(crate) fn write<T: Serialize>(&self, name: &str, record: &T) -> Result<()> {
-        let bytes = serde_json::to_vec_pretty(record).map_err(|error| {
-            Error::invalid("vmm.record", "path", "A path of a machine must be valid UTF-8.")
-                .with_source(error)
-        })?;
-        write_durably(&self.path, name, &bytes).map_err(|error| failed("a record cannot be written", error))
-    }
-}
-
-fn check_schema(schema: u32, name: &'static str) -> Result<()> {
-    if schema == SCHEMA {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Corrupt, "vmm.record", "the record has another version's format")
-        .with_context("file", name)
-        .with_context("schema", schema))
-}
-
-/// An error of the host's file system.
-pub(crate) fn failed(message: &'static str, error: io::Error) -> Error {
-    let kind = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Exhausted,
-        _ => ErrorKind::Internal,
-    };
-    Error::new(kind, "vmm.folder", message).with_source(error)
-}
-
-/// A unix socket's path has at most 107 bytes (unix(7)); a data folder's may be longer, so it goes by the open folder.
-fn short_path(folder: &OwnedFd, name: &str) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))
-}
-
-/// A folder that only its owner enters.
-pub(crate) fn create_private_folder(path: &Path) -> io::Result<()> {
-    DirBuilder::new().mode(0o700).create(path)
-}
-
-/// A file that only its owner reads, emptied when it is there.
-pub(crate) fn create_private(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
-}
-
-/// The file has either its old or its new content whenever the host dies, and the new one once this returns.
-pub(crate) fn write_durably(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let half_made = folder.join(format!("{name}.new"));
-    let mut file = create_private(&half_made)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(half_made, folder.join(name))?;
-    sync_folder(folder)
-}
-
-/// Makes renames and removals in the folder durable.
-pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
-pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Removes whatever is under the path.
-pub(crate) fn remove_all(path: &Path) -> io::Result<()> {
-    match path.symlink_metadata() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => remove_if_there(path),
+        write_record(&self.path, name, record)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use flames_host::files::create_private_folder;
+
     use super::*;
 
     #[test]

@@ -17,14 +17,16 @@ use std::time::Duration;
 
 use flames_clock::ClockExt;
 use flames_error::{Error, ErrorKind, Result};
+use flames_host::blocking;
+use flames_host::files::failed;
+use flames_host::process::{self, Confinement, Process, Program, open_bounded_pipe, spawn_detached};
 use serde_json::json;
 
 use crate::attached::{Attached, RunState};
 use crate::command_line::{self, Launch};
 use crate::config::Channel;
-use crate::context::{Context, blocking};
-use crate::folder::{Folder, ProcessRecord, SCHEMA, SpecRecord, failed};
-use crate::process::{self, Process, Program, open_bounded_pipe, spawn_detached};
+use crate::context::Context;
+use crate::folder::{Folder, ProcessRecord, SCHEMA, SpecRecord};
 use crate::qmp::QmpError;
 
 const OPERATION: &str = "vmm.start";
@@ -85,7 +87,10 @@ pub(crate) async fn launch<T: Send + 'static>(
             binary: &installed.binary,
             arguments: &arguments,
             inherited: &inherited,
+            input: None,
+            output: None,
             errors: for_monitor,
+            confinement: Confinement::default(),
         })
         .map_err(io)?;
         // A monitor that has ended already is still there: only this driver reaps it.
@@ -173,11 +178,19 @@ async fn start_helper(context: &Context, folder: &Folder, record: &mut ProcessRe
     let in_folder = folder.clone();
     let helper = blocking(move || {
         let io = |error| failed("the vsock helper cannot be started", error);
-        crate::folder::remove_if_there(&in_folder.join(crate::vsock::MONITOR_SOCKET)).map_err(io)?;
+        flames_host::files::remove_if_there(&in_folder.join(crate::vsock::MONITOR_SOCKET)).map_err(io)?;
         let errors = open_bounded_pipe(&in_folder.join("helper.errors")).map_err(io)?;
         let arguments = ["--vm".into(), crate::vsock::helper_argument(&in_folder)];
-        let pid = spawn_detached(Program { binary: &binary, arguments: &arguments, inherited: &[], errors })
-            .map_err(io)?;
+        let pid = spawn_detached(Program {
+            binary: &binary,
+            arguments: &arguments,
+            inherited: &[],
+            input: None,
+            output: None,
+            errors,
+            confinement: Confinement::default(),
+        })
+        .map_err(io)?;
         Process::of_child(pid).map_err(io)
     })
     .await?;

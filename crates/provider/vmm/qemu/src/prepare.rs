@@ -7,15 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use flames_error::{Error, ErrorKind, Result};
+use flames_host::blocking;
+use flames_host::files::{create_private, create_private_folder, failed, remove_all, sync_folder};
 use flames_vmm::{MachineSpec, NetworkSpec, Prepared, SecretBytes};
 
 use crate::acceleration::{Accelerations, channel_problem};
 use crate::command_line::{check_extra_arguments, check_slots};
-use crate::context::{Context, blocking};
-use crate::folder::{
-    Accelerator, Folder, SCHEMA, SpecRecord, create_private, create_private_folder, failed, remove_all,
-    sync_folder,
-};
+use crate::context::Context;
+use crate::folder::{Accelerator, Folder, SCHEMA, SpecRecord};
 use crate::kernel::{self, FileIdentity, MachineKind};
 use crate::network;
 use crate::vm::Vm;

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use flames_clock::ClockExt;
 use flames_error::{Error, ErrorKind, Result};
+use flames_host::blocking;
+use flames_host::files::{create_private_folder, failed, remove_all, sync_folder};
 use flames_vmm::{NetworkSpec, Phase, SnapshotArtefacts, SnapshotKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -19,10 +21,8 @@ use serde_json::{Value, json};
 use crate::attached::{Attached, RunState};
 use crate::command_line::has_balloon;
 use crate::config::Channel;
-use crate::context::{Context, blocking};
-use crate::folder::{
-    Accelerator, SCHEMA, SpecRecord, create_private_folder, failed, remove_all, sync_folder,
-};
+use crate::context::Context;
+use crate::folder::{Accelerator, SCHEMA, SpecRecord};
 use crate::kernel::MachineKind;
 use crate::qmp::QmpError;
 use crate::vm::Vm;
@@ -185,7 +185,7 @@ impl Vm {
                 }
                 remove_all(&half_made_too)?;
                 create_private_folder(&half_made_too)?;
-                let mut file = crate::folder::create_private(&half_made_too.join("state"))?;
+                let mut file = flames_host::files::create_private(&half_made_too.join("state"))?;
                 write_header(&mut file, &for_header, 0)?;
                 Ok(file)
             };

@@ -7,16 +7,18 @@ use std::time::Duration;
 
 use flames_clock::ClockExt;
 use flames_error::{Error, ErrorKind, Result};
+use flames_host::blocking;
+use flames_host::files::failed;
+use flames_host::process::{Process, scan};
 use flames_vmm::{Exit, ExitCause, IncarnationName, Observation, Phase};
 use serde_json::json;
 
 use crate::attached::{Attached, RunState, end};
 use crate::channel::Newest;
-use crate::context::{Context, blocking};
-use crate::folder::{Folder, failed};
+use crate::context::Context;
+use crate::folder::Folder;
 use crate::launch::{launch, let_run};
 use crate::network::{PortReservation, reserve_again};
-use crate::process::{Process, scan};
 use crate::qmp::QmpError;
 use crate::snapshot::Opened;
 
@@ -161,7 +163,7 @@ impl Vm {
             }
             return Ok(Situation::Exited(self.settle_unseen_exit(context).await?));
         };
-        let errors = crate::process::open_bounded_pipe(&self.folder.join("monitor.errors")).ok();
+        let errors = flames_host::process::open_bounded_pipe(&self.folder.join("monitor.errors")).ok();
         let found =
             Attached::new(self.folder.clone(), record, monitor, helper, errors, Arc::clone(&context.clock));
         let found = Arc::new(found);

@@ -4,7 +4,8 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -14,7 +15,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::folder::Folder;
-use crate::process::word;
 
 /// Where QEMU meets the helper.
 pub(crate) const MONITOR_SOCKET: &str = "vhost.sock";
@@ -87,4 +87,11 @@ impl Drop for Accepted {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// `prefix` followed by a path, as one word.
+fn word(prefix: &str, path: &Path) -> OsString {
+    let mut word = prefix.as_bytes().to_vec();
+    word.extend_from_slice(path.as_os_str().as_bytes());
+    OsString::from_vec(word)
 }

@@ -4,14 +4,11 @@
 //! through a pidfd that was opened *before* the identity was checked, so a pid that the kernel reuses meanwhile is never hit.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,23 +18,27 @@ use rustix::process::{
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+pub use crate::spawn::{BindMount, Confinement, Program, open_bounded_pipe, spawn_detached};
+
 /// The kernel's clock ticks per second as `/proc` counts them: `USER_HZ`, 100 on every architecture that we run on (proc(5)).
 const TICKS_PER_SECOND: u64 = 100;
 
 /// Which process it is, among all since the host booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Identity {
-    pub(crate) pid: u32,
+pub struct Identity {
+    /// Its number, which the kernel gives to another one after its end.
+    pub pid: u32,
     /// Clock ticks from the host's boot to the process's start (field 22 of `/proc/PID/stat`).
-    pub(crate) start_ticks: u64,
+    pub start_ticks: u64,
 }
 
 /// Words that stand next to each other on the command line of the process meant, and of no other.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Marker(Vec<OsString>);
+pub struct Marker(Vec<OsString>);
 
 impl Marker {
-    pub(crate) fn new(words: impl IntoIterator<Item = OsString>) -> Self {
+    /// The words, in their order.
+    pub fn new(words: impl IntoIterator<Item = OsString>) -> Self {
         Self(words.into_iter().collect())
     }
 
@@ -49,13 +50,15 @@ impl Marker {
 
 /// How a process ended, as far as its parent can know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub enum Ended {
+    /// It exited with this code.
     Code(i32),
+    /// This signal ended it.
     Signal(i32),
 }
 
-/// The host's boot id: another one means that no process of before is left.
-pub(crate) fn boot_id() -> io::Result<String> {
+/// The host's boot id: another one means that no process of before is left. Errors: those of reading `/proc`.
+pub fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
@@ -101,7 +104,7 @@ fn identify(pid: u32) -> io::Result<Identity> {
 
 /// A process that was proven to be the one meant.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub struct Process {
     identity: Identity,
     descriptor: AsyncFd<OwnedFd>,
 }
@@ -109,9 +112,20 @@ pub(crate) struct Process {
 impl Process {
     /// A child of ours that was not yet reaped, so that its pid is surely its own. Its command line is not looked at: it may
     /// not stand there yet when `exec` has just succeeded.
-    pub(crate) fn of_child(pid: u32) -> io::Result<Self> {
+    pub fn of_child(pid: u32) -> io::Result<Self> {
         let descriptor = open_descriptor(pid)?.ok_or(io::ErrorKind::NotFound)?;
         Self::new(Identity { pid, start_ticks: Stat::read(pid)?.start_ticks }, descriptor)
+    }
+
+    /// The living process that has the pid now, whichever it is; none when there is none. What proves that it is the one meant must be
+    /// looked at after this, since the pid may have been another's before.
+    pub fn of_pid(pid: u32) -> io::Result<Option<Self>> {
+        let Some(descriptor) = open_descriptor(pid)? else { return Ok(None) };
+        match identify(pid) {
+            Ok(identity) => Self::new(identity, descriptor).map(Some),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn new(identity: Identity, descriptor: OwnedFd) -> io::Result<Self> {
@@ -122,7 +136,13 @@ impl Process {
     }
 
     /// The process, when it still is there (alive, or ended and not yet reaped).
-    pub(crate) fn find(identity: Identity, marker: &Marker) -> io::Result<Option<Self>> {
+    pub fn find(identity: Identity, marker: &Marker) -> io::Result<Option<Self>> {
+        Self::find_proven(identity, |pid| has_marker(pid, marker))
+    }
+
+    /// As [`Process::find`], with another proof than a marker that the process with this pid is the one meant: a process may write over
+    /// its own command line, but not over who its user is. The proof is asked for a process that has the right start time.
+    pub fn find_proven(identity: Identity, is_meant: impl Fn(u32) -> bool) -> io::Result<Option<Self>> {
         let Some(descriptor) = open_descriptor(identity.pid)? else { return Ok(None) };
         let is_it = || match Stat::read(identity.pid) {
             Ok(stat) => Ok((stat.start_ticks == identity.start_ticks).then_some(stat)),
@@ -132,21 +152,19 @@ impl Process {
         let Some(stat) = is_it()? else { return Ok(None) };
         // An ended process has no command line any more; its start time alone must do, and nothing can be hit any more. It
         // may end between the two looks.
-        if !stat.has_ended()
-            && !has_marker(identity.pid, marker)
-            && !is_it()?.is_some_and(|stat| stat.has_ended())
-        {
+        if !stat.has_ended() && !is_meant(identity.pid) && !is_it()?.is_some_and(|stat| stat.has_ended()) {
             return Ok(None);
         }
         Self::new(identity, descriptor).map(Some)
     }
 
-    pub(crate) fn identity(&self) -> Identity {
+    /// Which process it is.
+    pub fn identity(&self) -> Identity {
         self.identity
     }
 
     /// Whether it can still do anything. One that is about to end ([`Process::ended`] is soon to return) cannot.
-    pub(crate) fn is_alive(&self) -> bool {
+    pub fn is_alive(&self) -> bool {
         let mut polled = [PollFd::new(self.descriptor.get_ref(), PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         // A pidfd becomes readable when the last thread has ended (pidfd_open(2)), a little after the process became a zombie.
@@ -155,11 +173,12 @@ impl Process {
     }
 
     /// Returns once the process has ended.
-    pub(crate) async fn ended(&self) -> io::Result<()> {
+    pub async fn ended(&self) -> io::Result<()> {
         self.descriptor.readable().await.map(|_| ())
     }
 
-    pub(crate) fn kill(&self) -> io::Result<()> {
+    /// Sends SIGKILL; no error when it has ended.
+    pub fn kill(&self) -> io::Result<()> {
         match pidfd_send_signal(self.descriptor.get_ref(), Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
@@ -167,7 +186,7 @@ impl Process {
     }
 
     /// Takes the exit status of an ended child; `None` when it is not our child, or was taken before.
-    pub(crate) fn reap(&self) -> Option<Ended> {
+    pub fn reap(&self) -> Option<Ended> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let status = waitid(WaitId::PidFd(self.descriptor.get_ref().as_fd()), options).ok()??;
         match (status.exit_status(), status.terminating_signal()) {
@@ -178,7 +197,7 @@ impl Process {
     }
 
     /// (resident bytes, processor time, time since the start).
-    pub(crate) fn usage(&self) -> io::Result<(u64, Duration, Duration)> {
+    pub fn usage(&self) -> io::Result<(u64, Duration, Duration)> {
         let stat = Stat::read(self.identity.pid)?;
         let uptime = std::fs::read_to_string("/proc/uptime")?;
         let host_seconds: f64 =
@@ -205,24 +224,53 @@ fn is_gone(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
-fn has_marker(pid: u32, marker: &Marker) -> bool {
+/// Whether the words of the marker stand on the process's command line now.
+pub fn has_marker(pid: u32, marker: &Marker) -> bool {
     std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| marker.is_on(&line))
 }
 
+/// The process's real user (`Uid:` of `/proc/PID/status`, proc(5)), which it cannot hide; none when it is gone.
+pub fn user_of(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
 /// Every process of our user that has the marker on its command line. Reads all of `/proc`: for recovery only.
-pub(crate) fn scan(marker: &Marker) -> io::Result<Vec<Process>> {
-    let mut found = Vec::new();
+pub fn scan(marker: &Marker) -> io::Result<Vec<Process>> {
     let ours = getuid().as_raw();
+    every(|pid, owner| owner == ours && has_marker(pid, marker))
+}
+
+/// Every process that has the marker on its command line and one of these users. Reads all of `/proc`: for recovery only.
+pub fn scan_of(marker: &Marker, users: &[u32]) -> io::Result<Vec<Process>> {
+    every(|pid, owner| {
+        users.contains(&owner)
+            && has_marker(pid, marker)
+            && user_of(pid).is_some_and(|user| users.contains(&user))
+    })
+}
+
+/// Every process of the user. Reads all of `/proc`.
+pub fn processes_of(user: u32) -> io::Result<Vec<Process>> {
+    // A process that must not be looked into belongs to root there (proc(5)), whoever its user is.
+    every(|pid, owner| (owner == user || owner == 0) && user_of(pid) == Some(user))
+}
+
+/// Every living process of which `is_meant` says so, by its pid and the owner of `/proc/PID`.
+fn every(is_meant: impl Fn(u32, u32) -> bool) -> io::Result<Vec<Process>> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let Ok(entry) = entry else { continue };
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        if !entry.metadata().is_ok_and(|metadata| metadata.uid() == ours) || !has_marker(pid, marker) {
+        let Ok(owner) = entry.metadata().map(|metadata| metadata.uid()) else { continue };
+        if !is_meant(pid, owner) {
             continue;
         }
         let Ok(identity) = identify(pid) else { continue };
-        if let Some(process) = Process::find(identity, marker)?
+        if let Some(process) = Process::find_proven(identity, |pid| is_meant(pid, owner))?
             && process.is_alive()
         {
             found.push(process);
@@ -233,7 +281,7 @@ pub(crate) fn scan(marker: &Marker) -> io::Result<Vec<Process>> {
 
 /// Kills every process of our user that has the marker on its command line, without waiting for its end. Reads all of `/proc`. Needs no
 /// runtime, so it may be called where one is ending.
-pub(crate) fn kill_marked(marker: &Marker) {
+pub fn kill_marked(marker: &Marker) {
     let ours = getuid().as_raw();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -250,64 +298,8 @@ pub(crate) fn kill_marked(marker: &Marker) {
     }
 }
 
-/// What to start.
-#[derive(Debug)]
-pub(crate) struct Program<'a> {
-    pub(crate) binary: &'a Path,
-    pub(crate) arguments: &'a [OsString],
-    /// Open files that the process gets under the same numbers.
-    pub(crate) inherited: &'a [OwnedFd],
-    /// Its standard error.
-    pub(crate) errors: File,
-}
-
-/// Starts a process in a session of its own, without a terminal, so that neither our end nor a Ctrl-C reaches it. Blocks for as
-/// long as fork and exec take.
-pub(crate) fn spawn_detached(program: Program<'_>) -> io::Result<u32> {
-    let inherited: Vec<RawFd> = program.inherited.iter().map(AsRawFd::as_raw_fd).collect();
-    let mut command = Command::new(program.binary);
-    command
-        .args(program.arguments)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(program.errors);
-    let prepare = move || {
-        rustix::process::setsid()?;
-        for number in &inherited {
-            // SAFETY: the descriptors are owned by `program`, which lives until `spawn` has returned; the child has copies.
-            #[allow(unsafe_code)]
-            let descriptor = unsafe { std::os::fd::BorrowedFd::borrow_raw(*number) };
-            rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec only setsid(2) and fcntl(2) are called, which are async-signal-safe, and a vector that was
-    // allocated before the fork is read.
-    #[allow(unsafe_code)]
-    unsafe {
-        command.pre_exec(prepare);
-    }
-    let child = command.spawn()?;
-    // The `Child` is let go without a wait: the process is followed, and reaped, through its pidfd.
-    Ok(child.id())
-}
-
-/// A pipe of the kernel with a name: what is written while nobody reads is kept up to its capacity (64 KiB, pipe(7)) and then
-/// refused, so a monitor that talks without end fills nothing.
-pub(crate) fn open_bounded_pipe(path: &Path) -> io::Result<File> {
-    use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
-    match mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-        Err(error) => return Err(error.into()),
-    }
-    Ok(open(path, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?
-        .into())
-}
-
 /// The program's path: as given when it has a slash, else looked up on `PATH`.
-pub(crate) fn find_program(name: &Path) -> Option<std::path::PathBuf> {
+pub fn find_program(name: &Path) -> Option<std::path::PathBuf> {
     let is_program =
         |path: &Path| path.metadata().is_ok_and(|found| found.is_file() && found.mode() & 0o111 != 0);
     if name.as_os_str().as_bytes().contains(&b'/') {
@@ -317,15 +309,10 @@ pub(crate) fn find_program(name: &Path) -> Option<std::path::PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|candidate| is_program(candidate))
 }
 
-/// `prefix` followed by a path, as one word.
-pub(crate) fn word(prefix: &str, path: &Path) -> OsString {
-    let mut word = prefix.as_bytes().to_vec();
-    word.extend_from_slice(path.as_os_str().as_bytes());
-    OsString::from_vec(word)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]
@@ -386,23 +373,5 @@ mod tests {
         assert!(!process.is_alive());
         assert_eq!(process.reap(), Some(Ended::Signal(9)));
         assert_eq!(process.reap(), None);
-    }
-
-    #[test]
-    fn a_bounded_pipe_refuses_what_it_cannot_hold_and_blocks_nobody() {
-        use std::io::{Read, Write};
-        let folder = tempfile::tempdir().unwrap();
-        let mut pipe = open_bounded_pipe(&folder.path().join("pipe")).unwrap();
-        let mut written = 0;
-        let refused = loop {
-            match pipe.write(&[7; 4096]) {
-                Ok(count) => written += count,
-                Err(error) => break error,
-            }
-        };
-        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
-        assert!(written <= 1024 * 1024, "{written}");
-        let mut read = [0; 16];
-        assert_eq!(open_bounded_pipe(&folder.path().join("pipe")).unwrap().read(&mut read).unwrap(), 16);
     }
 }

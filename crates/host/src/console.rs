@@ -1,8 +1,8 @@
 //! The console's log: bounded on disk, in memory and in rate, whatever the guest writes and whoever is alive.
 //!
-//! QEMU's serial port is a socket. While a driver lives it copies from there into files named after the offset of their first byte,
-//! at most [`ConsoleLog::limit`] bytes of them, no faster than it was told; a faster guest waits for its own serial port. While no
-//! driver lives, QEMU has nobody to write to and drops the output: nothing grows and no guest is held up. What is lost so is
+//! While a driver lives it copies what the monitor gives of the guest's serial port into files named after the offset of their first
+//! byte, no more of them than the log's limit, no faster than it was told; a faster guest waits for its own serial port. While no
+//! driver lives, the monitor has nobody to write to and drops the output: nothing grows and no guest is held up. What is lost so is
 //! marked in the log when a driver has come back.
 
 use std::io;
@@ -12,21 +12,29 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flames_clock::Clock;
-use flames_vmm::{ConsoleChunk, MAX_CONSOLE_CHUNK};
 use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 const PREFIX: &str = "console.";
 /// Stands in the log where output may be missing.
-pub(crate) const GAP: &[u8] = b"\r\n[flames: what was written here while no driver ran is not kept]\r\n";
+pub const GAP: &[u8] = b"\r\n[flames: what was written here while no driver ran is not kept]\r\n";
 /// The least size of the log; below it there would be no use in two files.
-pub(crate) const MIN_LIMIT: u64 = 8 * 1024;
+pub const MIN_LIMIT: u64 = 8 * 1024;
 
 /// Where a console's log is, and how large it may get.
 #[derive(Debug, Clone)]
-pub(crate) struct ConsoleLog {
+pub struct ConsoleLog {
     folder: PathBuf,
     limit: u64,
+}
+
+/// A part of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// Where `data` begins; larger than asked when older output was dropped.
+    pub offset: u64,
+    /// The bytes.
+    pub data: Bytes,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +51,8 @@ impl Segment {
 }
 
 impl ConsoleLog {
-    pub(crate) fn new(folder: &Path, limit: u64) -> Self {
+    /// The log in the folder, of at most `limit` bytes ([`MIN_LIMIT`] at least). Nothing is made before something is written.
+    pub fn new(folder: &Path, limit: u64) -> Self {
         Self { folder: folder.to_owned(), limit: limit.max(MIN_LIMIT) }
     }
 
@@ -70,12 +79,14 @@ impl ConsoleLog {
         Ok(segments)
     }
 
-    /// What was written from `from` on.
-    pub(crate) async fn read(&self, from: u64) -> io::Result<ConsoleChunk> {
+    /// What was written from `from` on, at most `most` bytes. Nothing from beyond the end.
+    ///
+    /// Errors: those of the file system.
+    pub async fn read(&self, from: u64, most: usize) -> io::Result<Chunk> {
         // A segment may be dropped between the listing and the opening; the next listing does not have it.
         for _ in 0..3 {
             let segments = self.segments()?;
-            let empty = ConsoleChunk { offset: from, data: Bytes::new() };
+            let empty = Chunk { offset: from, data: Bytes::new() };
             let Some(segment) = segments.into_iter().find(|segment| segment.end() > from) else {
                 return Ok(empty);
             };
@@ -87,13 +98,14 @@ impl ConsoleLog {
             };
             file.seek(io::SeekFrom::Start(offset - segment.start)).await?;
             let mut data = Vec::new();
-            file.take(MAX_CONSOLE_CHUNK as u64).read_to_end(&mut data).await?;
-            return Ok(ConsoleChunk { offset, data: data.into() });
+            file.take(most as u64).read_to_end(&mut data).await?;
+            return Ok(Chunk { offset, data: data.into() });
         }
-        Ok(ConsoleChunk { offset: from, data: Bytes::new() })
+        Ok(Chunk { offset: from, data: Bytes::new() })
     }
 
-    pub(crate) fn writer(&self) -> io::Result<ConsoleWriter> {
+    /// Goes on behind what stands in the log. Errors: those of the file system.
+    pub fn writer(&self) -> io::Result<ConsoleWriter> {
         let (start, length) = self.segments()?.last().map_or((0, 0), |last| (last.start, last.length));
         Ok(ConsoleWriter { log: self.clone(), file: None, start, length })
     }
@@ -101,7 +113,7 @@ impl ConsoleLog {
 
 /// Appends to a console's log. There is one per VM.
 #[derive(Debug)]
-pub(crate) struct ConsoleWriter {
+pub struct ConsoleWriter {
     log: ConsoleLog,
     /// `None` until something is written.
     file: Option<File>,
@@ -110,7 +122,8 @@ pub(crate) struct ConsoleWriter {
 }
 
 impl ConsoleWriter {
-    pub(crate) async fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    /// Errors: those of the file system; a part of the bytes may stand in the log then.
+    pub async fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.length >= self.log.segment_limit() {
                 self.begin_segment().await?;
@@ -154,7 +167,7 @@ impl ConsoleWriter {
 }
 
 /// Copies the console into its log until the monitor ends, at most `bytes_per_second` on average.
-pub(crate) async fn record(
+pub async fn record(
     mut from: impl AsyncRead + Unpin,
     mut writer: ConsoleWriter,
     clock: Arc<dyn Clock>,
@@ -186,6 +199,8 @@ pub(crate) async fn record(
 mod tests {
     use super::*;
 
+    const MOST: usize = 256 * 1024;
+
     fn on_disk(folder: &Path) -> u64 {
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
     }
@@ -202,12 +217,12 @@ mod tests {
             written.extend_from_slice(line.as_bytes());
             assert!(on_disk(folder.path()) <= MIN_LIMIT);
         }
-        let first = log.read(0).await.unwrap();
+        let first = log.read(0, MOST).await.unwrap();
         assert!(first.offset > 0, "the oldest was dropped");
         let mut next = first.offset;
         let mut read = Vec::new();
         loop {
-            let chunk = log.read(next).await.unwrap();
+            let chunk = log.read(next, MOST).await.unwrap();
             assert_eq!(chunk.offset, next);
             if chunk.data.is_empty() {
                 break;
@@ -228,10 +243,10 @@ mod tests {
             log.writer().unwrap().append(&[round; 700]).await.unwrap();
             assert!(on_disk(folder.path()) <= MIN_LIMIT);
         }
-        let last = log.read(39 * 700).await.unwrap();
+        let last = log.read(39 * 700, MOST).await.unwrap();
         assert_eq!((last.offset, &last.data[..]), (39 * 700, &[39; 700][..]));
-        assert_eq!(log.read(40 * 700).await.unwrap().data.len(), 0);
-        assert_eq!(log.read(u64::MAX).await.unwrap().offset, u64::MAX);
+        assert_eq!(log.read(40 * 700, MOST).await.unwrap().data.len(), 0);
+        assert_eq!(log.read(u64::MAX, MOST).await.unwrap().offset, u64::MAX);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,0 +1,202 @@
+//! Starting a process that outlives us, confined before it runs its first instruction.
+
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::mount::{MountFlags, MountPropagationFlags};
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::UnshareFlags;
+
+/// What to start.
+#[derive(Debug)]
+pub struct Program<'a> {
+    /// The file to execute.
+    pub binary: &'a Path,
+    /// Its arguments, without its own name.
+    pub arguments: &'a [OsString],
+    /// Open files that the process gets under the same numbers.
+    pub inherited: &'a [OwnedFd],
+    /// Its standard input; `/dev/null` when there is none.
+    pub input: Option<File>,
+    /// Its standard output; `/dev/null` when there is none.
+    pub output: Option<File>,
+    /// Its standard error.
+    pub errors: File,
+    /// What holds for it from its first instruction on.
+    pub confinement: Confinement,
+}
+
+/// What is done between fork and exec, in the order of the fields. What fails makes the start fail.
+#[derive(Debug, Default)]
+pub struct Confinement {
+    /// Files named `cgroup.procs`, or `tasks` in version 1, open for writing: the process, of one thread still, enters these groups.
+    pub groups: Vec<File>,
+    /// The permissions that files made by the process never get (umask(2)); ours when there is none.
+    pub umask: Option<u32>,
+    /// The kernel writes no core file of the process, which would hold all of its memory.
+    pub no_core_file: bool,
+    /// Mounts that the process alone has, in a mount namespace of its own: they are gone with it, however it ends. No namespace is made
+    /// when there are none.
+    pub mounts: Vec<BindMount>,
+}
+
+/// A file or folder that is seen at a second place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BindMount {
+    source: CString,
+    target: CString,
+    read_only: bool,
+}
+
+impl BindMount {
+    /// Both must be there. Devices and set-user-id bits have no effect below it. Errors: `InvalidInput` for a path with a zero byte.
+    pub fn new(source: &Path, target: &Path, read_only: bool) -> io::Result<Self> {
+        let name = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from);
+        Ok(Self { source: name(source)?, target: name(target)?, read_only })
+    }
+
+    /// Allocates nothing, so that it may be called between fork and exec.
+    fn mount(&self) -> io::Result<()> {
+        let (source, target) = (self.source.as_c_str(), self.target.as_c_str());
+        rustix::mount::mount_bind(source, target)?;
+        // The flags of a bind mount are heeded by a second call only (mount(2)).
+        let mut flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        if self.read_only {
+            flags |= MountFlags::RDONLY;
+        }
+        Ok(rustix::mount::mount_remount(target, flags, c"")?)
+    }
+}
+
+impl Confinement {
+    /// Makes system calls only: it runs between fork and exec.
+    fn enter(&self) -> io::Result<()> {
+        for group in &self.groups {
+            // Zero is the writer itself (cgroups(7)).
+            rustix::io::write(group, b"0")?;
+        }
+        if let Some(mask) = self.umask {
+            rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
+        }
+        if self.no_core_file {
+            rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+        }
+        if !self.mounts.is_empty() {
+            // SAFETY: only `UnshareFlags::FILES` can take descriptors away from other threads; and there is one thread after a fork.
+            #[allow(unsafe_code)]
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+            let propagation = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            rustix::mount::mount_change(c"/", propagation)?;
+            self.mounts.iter().try_for_each(BindMount::mount)?;
+        }
+        Ok(())
+    }
+}
+
+/// Starts a process in a session of its own, without a terminal, so that neither our end nor a Ctrl-C reaches it. Blocks for as
+/// long as fork and exec take.
+pub fn spawn_detached(program: Program<'_>) -> io::Result<u32> {
+    let inherited: Vec<RawFd> = program.inherited.iter().map(AsRawFd::as_raw_fd).collect();
+    let stdio = |file: Option<File>| file.map_or_else(Stdio::null, Stdio::from);
+    let mut command = Command::new(program.binary);
+    command
+        .args(program.arguments)
+        .env_clear()
+        .current_dir("/")
+        .stdin(stdio(program.input))
+        .stdout(stdio(program.output))
+        .stderr(program.errors);
+    let confinement = program.confinement;
+    let prepare = move || {
+        rustix::process::setsid()?;
+        confinement.enter()?;
+        for number in &inherited {
+            // SAFETY: the descriptors are owned by `program`, which lives until `spawn` has returned; the child has copies.
+            #[allow(unsafe_code)]
+            let descriptor = unsafe { std::os::fd::BorrowedFd::borrow_raw(*number) };
+            rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls are made, through wrappers that neither allocate nor lock, on values that were
+    // allocated before the fork.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(prepare);
+    }
+    let child = command.spawn()?;
+    // The `Child` is let go without a wait: the process is followed, and reaped, through its pidfd.
+    Ok(child.id())
+}
+
+/// A pipe of the kernel with a name: what is written while nobody reads is kept up to its capacity (64 KiB, pipe(7)) and then
+/// refused, so a monitor that talks without end fills nothing.
+pub fn open_bounded_pipe(path: &Path) -> io::Result<File> {
+    use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
+    match mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(open(path, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?
+        .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a line of shell and gives what it wrote.
+    async fn says(line: &str, input: Option<File>, confinement: Confinement) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("output");
+        let file = File::create(&output).unwrap();
+        let pid = spawn_detached(Program {
+            binary: Path::new("/bin/sh"),
+            arguments: &["-c".into(), line.into()],
+            inherited: &[],
+            input,
+            errors: file.try_clone().unwrap(),
+            output: Some(file),
+            confinement,
+        })
+        .unwrap();
+        let process = crate::process::Process::of_child(pid).unwrap();
+        process.ended().await.unwrap();
+        process.reap();
+        std::fs::read_to_string(output).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_process_begins_with_its_mask_its_input_and_without_core_files() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("input"), "asked\n").unwrap();
+        let input = File::open(folder.path().join("input")).unwrap();
+        let confinement = Confinement { umask: Some(0o077), no_core_file: true, ..Confinement::default() };
+        assert_eq!(says("umask; ulimit -c; cat", Some(input), confinement).await, "0077\n0\nasked\n");
+        assert_eq!(says("cat", None, Confinement::default()).await, "");
+    }
+
+    #[test]
+    fn a_bounded_pipe_refuses_what_it_cannot_hold_and_blocks_nobody() {
+        use std::io::{Read, Write};
+        let folder = tempfile::tempdir().unwrap();
+        let mut pipe = open_bounded_pipe(&folder.path().join("pipe")).unwrap();
+        let mut written = 0;
+        let refused = loop {
+            match pipe.write(&[7; 4096]) {
+                Ok(count) => written += count,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        assert!(written <= 1024 * 1024, "{written}");
+        let mut read = [0; 16];
+        assert_eq!(open_bounded_pipe(&folder.path().join("pipe")).unwrap().read(&mut read).unwrap(), 16);
+    }
+}

@@ -1,0 +1,151 @@
+//! What the driver is told at its start.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use flames_error::{Error, Result};
+use flames_firecracker_jail::{JailConfig, Watchdog};
+use flames_firecracker_network::NetworkConfig;
+use flames_host::process::find_program;
+use serde_json::Value;
+
+/// How long each kind of call may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// From the start of the jailer to an API that answers.
+    pub start: Duration,
+    /// One quick call of the API, one connection to a guest.
+    pub command: Duration,
+    /// To boot a machine, to pause or to resume one.
+    pub machine: Duration,
+    /// To save a guest, or to load one.
+    pub snapshot: Duration,
+    /// From the kill of a process to its end.
+    pub kill: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            start: Duration::from_secs(10),
+            command: Duration::from_secs(5),
+            machine: Duration::from_secs(30),
+            snapshot: Duration::from_secs(300),
+            kill: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The driver's settings.
+#[derive(Debug, Clone)]
+pub struct FirecrackerConfig {
+    /// The folder of the incarnations' records, consoles and snapshots; of this driver alone. Made (0700) when absent. Best on the file
+    /// system of the jails: what is saved is then moved, and what is loaded is linked.
+    pub folder: PathBuf,
+    /// The jails: where they are, whose, which programs, which users.
+    pub jail: JailConfig,
+    /// The networks. None: guests have no network.
+    pub network: Option<NetworkConfig>,
+    /// A custom CPU template (`docs/cpu_templates/cpu-templates.md` of Firecracker), for every machine that is booted. Hosts that give
+    /// snapshots to each other need the same.
+    pub cpu_template: Option<Value>,
+    /// The kernel's arguments, before those of the machine.
+    pub boot_arguments: Vec<String>,
+    /// Whether written pages are remembered, which makes diff snapshots small and costs the guest a fault for each page that it first
+    /// writes after a snapshot. Without it a diff holds all that is resident.
+    pub track_dirty_pages: bool,
+    /// The most bytes of one guest's console that are kept on disk. At least 8 KiB.
+    pub console_log_limit: u64,
+    /// How many bytes a second of one guest's console are taken. What is beyond is dropped.
+    pub console_bytes_per_second: u64,
+    /// Kills a monitor whose API does not answer any more. None: it is let be.
+    pub watchdog: Option<Watchdog>,
+    /// How long calls may take.
+    pub deadlines: Deadlines,
+}
+
+/// The environment variables that name the programs, before `PATH` is asked.
+const FIRECRACKER: (&str, &str) = ("FLAMES_FIRECRACKER", "firecracker");
+const JAILER: (&str, &str) = ("FLAMES_JAILER", "jailer");
+
+impl FirecrackerConfig {
+    /// Defaults for a cluster: jails below `<folder>/jails`, no network, a console of 1 MiB, written pages remembered, the watchdog on. The
+    /// programs are those that `FLAMES_FIRECRACKER` and `FLAMES_JAILER` name, else those on `PATH`.
+    pub fn new(folder: impl Into<PathBuf>, cluster: impl Into<String>) -> Self {
+        let folder = folder.into();
+        let mut jail = JailConfig::new(folder.join("jails"), cluster);
+        if let Some(path) = program(FIRECRACKER) {
+            jail.firecracker = path;
+        }
+        if let Some(path) = program(JAILER) {
+            jail.jailer = path;
+        }
+        Self {
+            folder: folder.join("incarnations"),
+            jail,
+            network: None,
+            cpu_template: None,
+            boot_arguments: BOOT_ARGUMENTS.iter().map(|word| (*word).to_owned()).collect(),
+            track_dirty_pages: true,
+            console_log_limit: 1024 * 1024,
+            console_bytes_per_second: 1024 * 1024,
+            watchdog: Some(Watchdog::default()),
+            deadlines: Deadlines::default(),
+        }
+    }
+
+    /// Errors: `InvalidInput`, with the field.
+    pub(crate) fn validate(&self) -> Result<()> {
+        const OPERATION: &str = "vmm.new";
+        let refuse = |field: &'static str, sentence: &str| Err(Error::invalid(OPERATION, field, sentence));
+        if self.console_log_limit < flames_host::console::MIN_LIMIT {
+            return refuse("console_log_limit", "A console's log has at least 8 KiB.");
+        }
+        if self.console_bytes_per_second < 1024 {
+            return refuse("console_bytes_per_second", "A console has at least 1 KiB a second.");
+        }
+        if !self.folder.is_absolute() || self.folder.to_str().is_none() {
+            return refuse("folder", "The folder's path must be absolute and valid UTF-8.");
+        }
+        if self.boot_arguments.iter().any(|word| !crate::machine::is_argument(word)) {
+            return refuse("boot_arguments", crate::machine::ARGUMENT_SENTENCE);
+        }
+        self.jail.validate()?;
+        self.network.as_ref().map_or(Ok(()), NetworkConfig::validate)
+    }
+}
+
+/// The kernel's arguments of every machine: the console; what ends the machine at a reboot and after a panic (Firecracker's
+/// `docs/getting-started.md`); no probing of keyboard parts that are not there.
+const BOOT_ARGUMENTS: [&str; 6] =
+    ["console=ttyS0", "reboot=k", "panic=1", "8250.nr_uarts=1", "i8042.noaux", "i8042.nomux"];
+
+fn program((variable, name): (&str, &str)) -> Option<PathBuf> {
+    let named = std::env::var_os(variable).map(PathBuf::from);
+    let found = match &named {
+        Some(path) => find_program(path),
+        None => find_program(Path::new(name)),
+    };
+    // What is named is told as missing under its own name.
+    found.or(named).map(|path| std::path::absolute(&path).unwrap_or(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_out_of_range_are_refused_with_their_field() {
+        let good = || FirecrackerConfig::new("/srv/flames", "clu1");
+        good().validate().unwrap();
+        let wrong = [
+            ("console_log_limit", FirecrackerConfig { console_log_limit: 100, ..good() }),
+            ("console_bytes_per_second", FirecrackerConfig { console_bytes_per_second: 1, ..good() }),
+            ("folder", FirecrackerConfig { folder: "here".into(), ..good() }),
+            ("boot_arguments", FirecrackerConfig { boot_arguments: vec!["a\nb".into()], ..good() }),
+        ];
+        for (field, config) in wrong {
+            assert_eq!(config.validate().unwrap_err().field(), Some(field));
+        }
+    }
+}

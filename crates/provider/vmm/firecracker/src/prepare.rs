@@ -1,0 +1,199 @@
+//! From a specification to a prepared incarnation.
+//!
+//! In this order, so that what is there always has a record: the slot, the folder with the record, the network and the jail. An
+//! incarnation with a jail is prepared to its end; one without is gone on with by the next `prepare`, or removed by `destroy`. A `destroy`
+//! that was cut short has taken the folder away first.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flames_error::{Error, ErrorKind, Result};
+use flames_host::blocking;
+use flames_host::files::{create_private, create_private_folder, failed, remove_all};
+use flames_vmm::{MachineSpec, Prepared, SecretBytes};
+
+use crate::context::Context;
+use crate::folder::{Folder, GUEST_CONFIG, SCHEMA, SpecRecord};
+use crate::kernel::{SECTOR, check_disk, check_kernel};
+use crate::machine::{ARGUMENT_SENTENCE, MAX_VCPUS, is_argument, jail_spec};
+use crate::vm::{Situation, Vm};
+
+const OPERATION: &str = "vmm.prepare";
+/// Linux's x86 command line has 2048 bytes (`COMMAND_LINE_SIZE`), and Firecracker appends its devices.
+const LONGEST_COMMAND_LINE: usize = 1536;
+/// So that no two attempts write into one folder.
+static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
+
+/// `InvalidInput`, with the field, for what no Firecracker could run; `NotFound` for a file that is not there.
+fn check(context: &Context, spec: &MachineSpec) -> Result<()> {
+    spec.validate()?;
+    if spec.vcpus > MAX_VCPUS {
+        let sentence = "A machine of Firecracker has at most 32 virtual processors.";
+        return Err(Error::invalid(OPERATION, "vcpus", sentence));
+    }
+    let words = &spec.boot.extra_arguments;
+    if !words.iter().all(|word| is_argument(word)) {
+        return Err(Error::invalid(OPERATION, "boot.extra_arguments", ARGUMENT_SENTENCE));
+    }
+    let length: usize = context.config.boot_arguments.iter().chain(words).map(|word| word.len() + 1).sum();
+    if length > LONGEST_COMMAND_LINE {
+        let sentence = "The kernel's arguments are at most 1536 bytes together.";
+        return Err(Error::invalid(OPERATION, "boot.extra_arguments", sentence));
+    }
+    let boot = &spec.boot;
+    let files = std::iter::once(("boot.kernel", &boot.kernel))
+        .chain(boot.initramfs.iter().map(|path| ("boot.initramfs", path)))
+        .chain(spec.drives.iter().map(|drive| ("drives.path", &drive.path)));
+    for (field, path) in files {
+        check_file(field, path)?;
+    }
+    check_kernel(&boot.kernel)?;
+    spec.drives.iter().try_for_each(|drive| check_disk(&drive.name, &drive.path))
+}
+
+fn check_file(field: &'static str, path: &Path) -> Result<()> {
+    if !path.is_absolute() || path.to_str().is_none() {
+        return Err(Error::invalid(OPERATION, field, "A path is absolute and valid UTF-8."));
+    }
+    match path.metadata() {
+        Ok(found) if found.is_file() => Ok(()),
+        Ok(_) => Err(Error::invalid(OPERATION, field, "A path names a plain file.")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(Error::not_found(OPERATION, "file", path.display().to_string()).with_field(field))
+        }
+        Err(error) => {
+            Err(Error::internal(OPERATION, "a file cannot be looked at").with_field(field).with_source(error))
+        }
+    }
+}
+
+fn write_guest_config(folder: &Folder, config: &SecretBytes) -> io::Result<()> {
+    if config.0.is_empty() {
+        return Ok(());
+    }
+    let mut file = create_private(&folder.join(GUEST_CONFIG))?;
+    file.write_all(&config.0)?;
+    file.set_len((config.0.len() as u64).next_multiple_of(SECTOR))
+}
+
+/// Whether the folder was prepared with the same specification.
+fn is_same(folder: &Folder, record: &SpecRecord, spec: &MachineSpec) -> Result<bool> {
+    let mut comparable = spec.clone();
+    let config = std::mem::replace(&mut comparable.guest_config, SecretBytes(Vec::new()));
+    if record.spec != comparable || record.guest_config_length != config.0.len() as u64 {
+        return Ok(false);
+    }
+    if config.0.is_empty() {
+        return Ok(true);
+    }
+    let kept = std::fs::read(folder.join(GUEST_CONFIG)).map_err(|error| {
+        failed("the guest's configuration cannot be read", error).with_kind(ErrorKind::Corrupt)
+    })?;
+    Ok(kept.get(..config.0.len()) == Some(&config.0[..]))
+}
+
+impl Vm {
+    /// See the contract. Runs to its end even when the caller is dropped.
+    pub(crate) async fn prepare(
+        self: Arc<Self>,
+        context: Arc<Context>,
+        spec: MachineSpec,
+    ) -> Result<Prepared> {
+        spec.validate()?;
+        let _turn = self.turn(&context, OPERATION).await?;
+        let record = if self.folder.exists() {
+            let record = self.folder.spec()?;
+            if !is_same(&self.folder, &record, &spec)? {
+                return Err(self.conflict(OPERATION, "it was prepared with another specification"));
+            }
+            match self.situation(&context).await? {
+                Situation::Half if self.folder.is_let_go() => {
+                    return Err(self.conflict(OPERATION, "it has run, and its jail is gone: destroy it"));
+                }
+                Situation::Half => record,
+                _ => return Ok(Prepared::default()),
+            }
+        } else {
+            self.record(&context, spec).await?
+        };
+        let made = self.make(&context, &record).await;
+        if made.is_err() {
+            // The error that is told is the first; what is left is found by `adopt`.
+            let _ = self.unmake(&context).await;
+        }
+        made.map(|()| Prepared::default())
+    }
+
+    /// Checks the specification, takes a slot and writes the record.
+    async fn record(&self, context: &Arc<Context>, spec: MachineSpec) -> Result<SpecRecord> {
+        let checking = (Arc::clone(context), spec.clone());
+        blocking(move || check(&checking.0, &checking.1)).await?;
+        context.version().await?;
+        let host = context.host().await?;
+        if host.jails.find(&self.jail_name).await?.is_some() {
+            let message = "something of it is left of an earlier removal: destroy it first";
+            return Err(self.conflict(OPERATION, message));
+        }
+        // Before a slot is taken, so that what cannot be leaves nothing.
+        crate::network::request(context, &self.name, &spec.network, 0)?;
+        let slot = host.jails.reserve(&self.jail_name).await?;
+        let recorded = self.write(context, spec, slot.user).await;
+        if recorded.is_err() {
+            // As in `prepare`.
+            let _ = host.jails.remove(&self.jail_name).await;
+        }
+        recorded
+    }
+
+    async fn write(&self, context: &Arc<Context>, mut spec: MachineSpec, user: u32) -> Result<SpecRecord> {
+        let network = crate::network::request(context, &self.name, &spec.network, user)?;
+        let config = std::mem::replace(&mut spec.guest_config, SecretBytes(Vec::new()));
+        let record = SpecRecord { schema: SCHEMA, spec, guest_config_length: config.0.len() as u64, network };
+        let (root, folder) = (context.root().to_owned(), self.folder.clone());
+        let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
+        let half_made = Folder::new(root.join(format!(".new-{}-{attempt}", self.name)));
+        let written = record.clone();
+        blocking(move || {
+            let made = (|| {
+                let io = |error: io::Error| failed("the incarnation's folder cannot be made", error);
+                remove_all(half_made.path()).map_err(io)?;
+                create_private_folder(half_made.path()).map_err(io)?;
+                write_guest_config(&half_made, &config).map_err(io)?;
+                half_made.write_spec(&written)?;
+                std::fs::rename(half_made.path(), folder.path()).map_err(io)
+            })();
+            if made.is_err() {
+                let _ = remove_all(half_made.path());
+            }
+            made
+        })
+        .await?;
+        Ok(record)
+    }
+
+    /// Makes the network and the jail of what is on record, and the record durable, at the same time: a network that is not whole when the
+    /// jail is there is made anew by the start, and a host that died has nothing of it but files.
+    async fn make(&self, context: &Arc<Context>, record: &SpecRecord) -> Result<()> {
+        let host = context.host().await?;
+        let network = async {
+            if let Some(request) = &record.network {
+                drop(crate::network::bring_up(context, Some(request)).await?);
+                self.has_network.store(true, Ordering::Release);
+            }
+            Ok(())
+        };
+        let jail = host.jails.create(&self.jail_name, jail_spec(&self.folder, record)?);
+        let folder = self.folder.clone();
+        let durable = blocking(move || folder.make_durable());
+        let (network, jail, durable): (Result<()>, _, _) = tokio::join!(network, jail, durable);
+        network?;
+        durable?;
+        jail.map(|_| ()).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => error,
+            ErrorKind::AlreadyExists => error.with_kind(ErrorKind::Conflict),
+            _ => error.with_resource("incarnation", self.name.as_str()),
+        })
+    }
+}
