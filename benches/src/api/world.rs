@@ -9,8 +9,8 @@ use flames_blob_memory::MemoryBlobStore;
 use flames_client::{Client, ClientConfig, HostClient};
 use flames_clock::{Clock, IdSource, Random, SystemClock, SystemRandom, UuidSource};
 use flames_controller::{
-    Controller, ControllerConfig, ControllerParts, Guest, GuestConnector, MemoryFolder, ShutdownMode,
-    Superseded,
+    Controller, ControllerConfig, ControllerParts, DiskFiles, Guest, GuestConnector, MemoryFolder,
+    ShutdownMode, SnapshotStore, Superseded,
 };
 use flames_error::{Error, Result};
 use flames_guest_protocol::Identity;
@@ -201,6 +201,12 @@ async fn controller(
         artefacts: Arc::new(SimulatedArtefacts),
         guests: Arc::new(guests),
         folder: Arc::new(MemoryFolder::new(OUTPUT_KEPT)),
+        // Nothing is saved in this bench.
+        snapshots: Arc::new(SnapshotStore::new(
+            service.blobs().clone(),
+            Arc::new(DiskFiles),
+            std::env::temp_dir().join("flames-bench-saves-nothing"),
+        )),
         clock: clock.clone(),
         random: random.clone(),
     };
@@ -239,6 +245,7 @@ async fn add_stopped_vm(service: &Service, id: VmId) -> Result<()> {
         generation: 1,
         placements: 0,
         incarnation: None,
+        restored_from: None,
         disk: None,
         restarts: 0,
         unplaced: None,

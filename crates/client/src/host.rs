@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use flames_error::{Error, Result};
 use flames_wire::host::{
     AssignmentsPage, CONTROLLER_HEADER, Changes, HostSession, IncarnationId, RegisterRequest, Registered,
-    Renewed, ReportBatch, ReportOutcome, ReportOutcomes, SESSION_HEADER,
+    Renewed, ReportBatch, ReportOutcome, ReportOutcomes, SESSION_HEADER, SnapshotReport,
+    SnapshotReportOutcome, SnapshotReported,
 };
 use http::Method;
 use http::header::{HeaderName, HeaderValue};
@@ -50,6 +51,16 @@ pub trait HostApi: Debug + Send + Sync + 'static {
     ///
     /// Errors: `LeaseLost`; `NotFound`; `InvalidInput`; `Unavailable`; `OutcomeUnknown`.
     async fn report(&self, session: &HostSession, batch: ReportBatch) -> Result<Vec<ReportOutcome>>;
+
+    /// Reports on a snapshot that an assignment orders.
+    ///
+    /// Errors: `LeaseLost`; `NotFound`; `InvalidInput` when what it names is no manifest; `PermissionDenied`; `Unavailable`, also while some
+    /// of what it names is being removed; `OutcomeUnknown`.
+    async fn report_snapshot(
+        &self,
+        session: &HostSession,
+        report: &SnapshotReport,
+    ) -> Result<SnapshotReportOutcome>;
 }
 
 /// The host API over HTTP.
@@ -128,5 +139,15 @@ impl HostApi for HostClient {
         let call = self.call("host.report", Method::POST, "reports", session)?;
         let outcomes: ReportOutcomes = call.json(&batch)?.read().await?;
         Ok(outcomes.outcomes)
+    }
+
+    async fn report_snapshot(
+        &self,
+        session: &HostSession,
+        report: &SnapshotReport,
+    ) -> Result<SnapshotReportOutcome> {
+        let call = self.call("host.report_snapshot", Method::POST, "snapshots", session)?;
+        let reported: SnapshotReported = call.json(report)?.read().await?;
+        Ok(reported.outcome)
     }
 }

@@ -22,6 +22,7 @@ mod guest;
 mod host;
 mod mutation;
 mod resources;
+mod snapshots;
 mod stream;
 
 pub use body::{RequestBody, ResponseBody};

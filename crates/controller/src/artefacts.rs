@@ -26,6 +26,11 @@ pub trait Artefacts: Debug + Send + Sync + 'static {
     /// The initramfs with the agent. Errors: `NotFound`.
     async fn initramfs(&self) -> Result<Option<PathBuf>>;
 
+    /// The digest of the default kernel; none when there is no default.
+    ///
+    /// Errors: `NotFound` when it is not there any more; `Unavailable`.
+    async fn default_kernel(&self) -> Result<Option<String>>;
+
     /// Makes sure that a writable layer of this size is at `path`; one that is there stays as it is.
     ///
     /// Errors: `Exhausted` when the disk is full; `Conflict` when one of another size is there; `Unavailable`.
@@ -120,6 +125,21 @@ impl Artefacts for LocalArtefacts {
         }
         Err(Error::not_found("controller.initramfs", "file", path.display().to_string())
             .with_user_message("The host's initramfs with the guest agent is missing. See `flames doctor`."))
+    }
+
+    async fn default_kernel(&self) -> Result<Option<String>> {
+        let Some(path) = self.default_kernel.clone() else { return Ok(None) };
+        let reading = move || -> std::io::Result<String> {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(std::fs::File::open(path)?)?;
+            Ok(format!("blake3:{}", hasher.finalize().to_hex()))
+        };
+        let digest = tokio::task::spawn_blocking(reading).await.map_err(|error| {
+            Error::internal("controller.kernel", "work on the disk was interrupted").with_source(error)
+        })?;
+        digest.map(Some).map_err(|error| {
+            Error::unavailable("controller.kernel", "the default kernel cannot be read").with_source(error)
+        })
     }
 
     async fn sweep(&self, needed: &[ImageManifest]) -> Result<()> {

@@ -52,6 +52,12 @@ pub struct Timings {
     pub agent_ready: Duration,
     /// All of making an incarnation's image, disk and machine, retries among it.
     pub prepare: Duration,
+    /// All of making an incarnation that is loaded from a snapshot: what is fetched may be large.
+    pub restore: Duration,
+    /// Saving a guest, while it stands still.
+    pub save: Duration,
+    /// Storing what was saved, retries among it.
+    pub store: Duration,
     /// One call of the driver. Stopping may take its grace on top.
     pub driver_call: Duration,
     /// One call of the API. A long-poll may take its wait on top.
@@ -90,6 +96,9 @@ impl Default for Timings {
         Self {
             agent_ready: seconds(60),
             prepare: seconds(600),
+            restore: seconds(3_600),
+            save: seconds(600),
+            store: seconds(4 * 3_600),
             driver_call: seconds(60),
             api_call: seconds(15),
             guest_call: seconds(10),

@@ -19,6 +19,7 @@ use crate::guest::GuestConnector;
 use crate::report::Reporter;
 use crate::session::SessionCell;
 use crate::shared::Shared;
+use crate::snapshots::SnapshotStore;
 use crate::streams::GuestStreams;
 use crate::supervisor::Supervisor;
 
@@ -38,6 +39,8 @@ pub struct ControllerParts {
     pub guests: Arc<dyn GuestConnector>,
     /// What this host keeps.
     pub folder: Arc<dyn HostFolder>,
+    /// Saved guests.
+    pub snapshots: Arc<SnapshotStore>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Randomness, fit for secrets: agents' keys come from it.
@@ -88,12 +91,17 @@ impl Controller {
         let ids = UuidSource::new(Arc::clone(clock), Arc::clone(random));
         let id = parts.folder.identity(ControllerId::from_uuid(ids.next_id())).await?;
         let api = Arc::clone(&parts.api);
-        let shared = Arc::new(Shared::new(id, config, capabilities, parts));
+        // Without it only guests that name a kernel are loaded where they were not saved.
+        let default_kernel = parts.artefacts.default_kernel().await.unwrap_or_else(|error| {
+            tracing::warn!(?error, "the default kernel cannot be told apart from others");
+            None
+        });
+        let session = SessionCell::new();
+        let shared = Arc::new(Shared::new(id, config, capabilities, default_kernel, session.clone(), parts));
         let (instruct, instructions) = mpsc::channel(INSTRUCTIONS);
         let (stop, stopping) = watch::channel(false);
         let (set_drained, drained) = watch::channel(false);
         let (give_up, given_up) = watch::channel(None);
-        let session = SessionCell::new();
         let follower = Follower {
             shared: Arc::clone(&shared),
             api: Arc::clone(&api),

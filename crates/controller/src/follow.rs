@@ -8,7 +8,6 @@ use flames_client::HostApi;
 use flames_client::wire::host::{HostSession, RegisterRequest, Registered};
 use flames_clock::{ClockExt, Monotonic};
 use flames_error::{Error, ErrorKind, Result};
-use flames_model::DriverInfo;
 use tokio::sync::{mpsc, watch};
 
 use crate::backoff::Backoff;
@@ -93,7 +92,6 @@ impl Follower {
     async fn register(&self) -> Registered {
         let timings = &self.shared.config.timings;
         let config = &self.shared.config;
-        let capabilities = &self.shared.capabilities;
         let mut backoff = Backoff::new(timings);
         loop {
             let request = RegisterRequest {
@@ -101,12 +99,7 @@ impl Follower {
                 name: config.name.clone(),
                 capacity: config.capacity,
                 labels: config.labels.clone(),
-                driver: DriverInfo {
-                    name: self.shared.driver.name().to_owned(),
-                    version: capabilities.version.clone(),
-                    acceleration: capabilities.acceleration.clone(),
-                    pause: capabilities.pause,
-                },
+                driver: self.shared.driver_info(),
             };
             let call = self.api.register(&request);
             match self.shared.within("controller.register", timings.api_call, call).await {

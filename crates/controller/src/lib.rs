@@ -5,6 +5,7 @@
 //! * `follow` registers, renews the lease, reads all assignments and follows their changes.
 //! * `supervisor` keeps the books: it takes up what an earlier process left, and gives each incarnation that has something to do a
 //!   `worker`, which brings its machine to what is wanted.
+//! * `snapshots` keeps saved guests until they are stored, and what guests are loaded from.
 //! * `report` carries what the workers say to the control plane, and keeps the newest of it while that cannot be reached.
 //! * `sweep` has what was made local removed when no VM here needs it.
 //! * [`GuestStreams`] serves exec, attach, files, logs, consoles and TCP connections.
@@ -25,6 +26,7 @@ mod record;
 mod report;
 mod session;
 mod shared;
+mod snapshots;
 mod streams;
 mod supervisor;
 mod sweep;
@@ -41,5 +43,6 @@ pub use folder::{
 pub use guest::{
     AgentConnector, Guest, GuestConnector, GuestFileWriter, GuestInput, GuestOutput, GuestProcess,
 };
-pub use record::{Ending, IncarnationRecord, RECORD_SCHEMA, RecordPhase};
+pub use record::{Ending, IncarnationRecord, RECORD_SCHEMA, RecordPhase, RestoredAgent, Saving, SavingStage};
+pub use snapshots::{DiskFiles, SnapshotFiles, SnapshotStore, chunk};
 pub use streams::{AcceptedStream, GuestStreams};

@@ -8,7 +8,8 @@ use flames_error::{Error, ErrorKind, Result};
 use flames_guest_protocol::config::{
     Device, GuestConfig, InterfaceAddress, NetworkConfig, RootConfig, WorkloadConfig,
 };
-use flames_guest_protocol::{Identity, SecretString};
+use flames_guest_protocol::message::RestoredRequest;
+use flames_guest_protocol::{AgentKey, Identity, SecretString};
 use flames_model::{Assignment, Endpoint, VmSpec};
 use flames_vmm::{BootSource, Drive, MachineSpec, NetworkSpec, PortForward, Prepared, SecretBytes};
 
@@ -102,6 +103,28 @@ fn guest_config(record: &IncarnationRecord, user_network: bool) -> GuestConfig {
         network: user_network.then_some(network),
         workload: Some(workload(assignment)),
         epoch_ms: record.epoch_ms,
+    }
+}
+
+/// Who the agent in a guest that was loaded from a snapshot takes itself for; none for one that booted, or whose record is damaged.
+pub(crate) fn old_identity(record: &IncarnationRecord) -> Option<Identity> {
+    let restored = record.restored.as_ref()?;
+    let key = AgentKey::from_hex(restored.key.expose()).ok()?;
+    Some(Identity { incarnation: restored.incarnation.to_string(), key })
+}
+
+/// What a guest that was loaded from a snapshot is told; clock and seed are for whoever sends it.
+pub(crate) fn restored_request(record: &IncarnationRecord, user_network: bool) -> RestoredRequest {
+    let GuestConfig { incarnation, key, hostname, network, .. } = guest_config(record, user_network);
+    let machine_id = record.assignment.incarnation.uuid().simple().to_string();
+    RestoredRequest {
+        incarnation,
+        key,
+        hostname,
+        network,
+        epoch_ms: 0,
+        seed: SecretString::new(""),
+        machine_id,
     }
 }
 

@@ -1,10 +1,13 @@
 //! What a host writes down about one incarnation before its machine starts, so that it can be taken up again with the API down.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use flames_guest_protocol::AgentKey;
-use flames_model::{Assignment, Endpoint, Exit, IncarnationState, Reason, Timestamp};
+use flames_model::{
+    Assignment, Endpoint, Exit, IncarnationId, IncarnationState, Reason, SecretString, SnapshotId, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 
 /// The shape of [`IncarnationRecord`]. A reader takes a newer one for unreadable.
@@ -58,6 +61,45 @@ pub struct IncarnationRecord {
     pub timeline: BTreeMap<IncarnationState, Timestamp>,
     /// How its run ended, when it has.
     pub ending: Option<Ending>,
+    /// The snapshot that is being taken of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saving: Option<Saving>,
+    /// The agent in the guest that it was loaded from, once its disk is in its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<RestoredAgent>,
+}
+
+/// A snapshot that is being taken. Written down before anything is made for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saving {
+    /// Which.
+    pub snapshot: SnapshotId,
+    /// How far it has come.
+    pub stage: SavingStage,
+}
+
+/// How far a snapshot has come on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SavingStage {
+    /// Whatever is there of it is not whole, or not of one moment.
+    Taking,
+    /// Guest and disk are saved, of one moment, and are to be stored.
+    Saved {
+        /// The devices' state.
+        state: PathBuf,
+        /// The memory, where it is a file of its own.
+        memory: Option<PathBuf>,
+    },
+}
+
+/// The agent in a guest that was loaded from a snapshot: who it takes itself for until it is told better.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoredAgent {
+    /// The incarnation that was saved.
+    pub incarnation: IncarnationId,
+    /// That one's key.
+    pub key: SecretString,
 }
 
 /// A shared value is written as the value.

@@ -5,9 +5,10 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use flames_client::HostApi;
 use flames_clock::{Clock, ClockExt, Random};
 use flames_error::{Error, Result};
-use flames_model::{ControllerId, Exit, IncarnationId, VmId};
+use flames_model::{ControllerId, CpuFacts, DriverInfo, Exit, IncarnationId, VmId};
 use flames_vmm::{DriverCapabilities, IncarnationName, VmDriver};
 use tokio::sync::{Semaphore, watch};
 
@@ -17,6 +18,8 @@ use crate::controller::ControllerParts;
 use crate::folder::HostFolder;
 use crate::guest::GuestConnector;
 use crate::report::Reports;
+use crate::session::SessionCell;
+use crate::snapshots::SnapshotStore;
 use crate::worker::GuestView;
 
 /// What streams need to know of an incarnation.
@@ -61,6 +64,11 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
     pub(crate) reports: Reports,
+    pub(crate) snapshots: Arc<SnapshotStore>,
+    pub(crate) api: Arc<dyn HostApi>,
+    pub(crate) session: SessionCell,
+    /// The digest of the kernel of guests that name none.
+    pub(crate) default_kernel: Option<String>,
     /// Which incarnation of each VM may have a machine or use its disk.
     pub(crate) claims: watch::Sender<BTreeMap<VmId, IncarnationId>>,
     pub(crate) preparations: Semaphore,
@@ -74,9 +82,11 @@ impl Shared {
         id: ControllerId,
         config: ControllerConfig,
         capabilities: DriverCapabilities,
+        default_kernel: Option<String>,
+        session: SessionCell,
         parts: ControllerParts,
     ) -> Self {
-        let ControllerParts { driver, artefacts, guests, folder, clock, random, api: _ } = parts;
+        let ControllerParts { driver, artefacts, guests, folder, clock, random, api, snapshots } = parts;
         let preparations = Semaphore::new(config.bounds.preparations.max(1));
         Self {
             id,
@@ -89,10 +99,33 @@ impl Shared {
             clock,
             random,
             reports: Reports::default(),
+            snapshots,
+            api,
+            session,
+            default_kernel,
             claims: watch::Sender::new(BTreeMap::new()),
             preparations,
             draining: watch::Sender::new(false),
             live: Mutex::default(),
+        }
+    }
+
+    /// What this host runs guests with.
+    pub(crate) fn driver_info(&self) -> DriverInfo {
+        let capabilities = &self.capabilities;
+        let cpu = &capabilities.guest_cpu;
+        DriverInfo {
+            name: self.driver.name().to_owned(),
+            version: capabilities.version.clone(),
+            acceleration: capabilities.acceleration.clone(),
+            pause: capabilities.pause,
+            snapshot: capabilities.snapshot,
+            cpu: CpuFacts {
+                vendor: cpu.vendor.clone(),
+                model: cpu.model.clone(),
+                features: cpu.features.clone(),
+            },
+            default_kernel: self.default_kernel.clone(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Has what was made local for VMs removed when no VM of this host needs it any more.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub(crate) async fn run(shared: Arc<Shared>, freed: Arc<Notify>) {
 
 async fn sweep(shared: &Shared) -> Result<()> {
     let mut needed = Vec::new();
+    let (mut saving, mut restoring) = (BTreeSet::new(), BTreeSet::new());
+    shared.snapshots.begin_sweep();
     // Read from the disk, where an incarnation stands before anything is made for it.
     for kept in shared.folder.incarnations().await? {
         let Some(record) = kept.record else {
@@ -36,9 +39,12 @@ async fn sweep(shared: &Shared) -> Result<()> {
             return Ok(());
         };
         if !record.is_released() {
+            restoring.extend(record.assignment.restore.as_ref().map(|restore| restore.snapshot));
+            saving.extend(record.saving.as_ref().map(|saving| saving.snapshot));
             needed.push(record.assignment.image.clone());
             needed.extend(record.assignment.kernel.clone());
         }
     }
+    shared.snapshots.sweep(&saving, &restoring).await?;
     shared.artefacts.sweep(&needed).await
 }

@@ -55,6 +55,8 @@ fn record(number: u128, disk: DiskKind) -> IncarnationRecord {
         endpoints: Vec::new(),
         timeline: Default::default(),
         ending: None,
+        saving: None,
+        restored: None,
     }
 }
 

@@ -13,12 +13,13 @@ use bytes::Bytes;
 use flames_client::HostApi;
 use flames_client::wire::host::{
     AssignmentsPage, Changes, HostSession, RegisterRequest, Registered, Renewed, ReportBatch, ReportOutcome,
+    SnapshotReport, SnapshotReportOutcome,
 };
 use flames_client::wire::stream::{ExecRequest, FileRequest, StreamFrame, StreamRequest};
 use flames_clock::{SystemClock, SystemRandom};
 use flames_controller::{
-    AgentConnector, Artefacts, Controller, ControllerConfig, ControllerParts, DEFAULT_OUTPUT_KEPT,
-    FileFolder, HostFolder, ShutdownMode,
+    AgentConnector, Artefacts, Controller, ControllerConfig, ControllerParts, DEFAULT_OUTPUT_KEPT, DiskFiles,
+    FileFolder, HostFolder, ShutdownMode, SnapshotStore,
 };
 use flames_error::{Error, Result};
 use flames_guest_agent::{Agent, AgentOptions};
@@ -112,6 +113,9 @@ impl HostApi for OneVm {
         self.report.send_replace(batch.reports.into_iter().next_back());
         Ok(outcomes)
     }
+    async fn report_snapshot(&self, _: &HostSession, _: &SnapshotReport) -> Result<SnapshotReportOutcome> {
+        Ok(SnapshotReportOutcome::Over)
+    }
 }
 
 #[derive(Debug)]
@@ -124,6 +128,9 @@ impl Artefacts for NoArtefacts {
     }
     async fn kernel(&self, _: Option<&ImageManifest>) -> Result<PathBuf> {
         Ok("/kernel".into())
+    }
+    async fn default_kernel(&self) -> Result<Option<String>> {
+        Ok(None)
     }
     async fn initramfs(&self) -> Result<Option<PathBuf>> {
         Ok(None)
@@ -189,6 +196,11 @@ impl World {
             // The agent of this test shares this machine's clock, which is nobody's to set.
             guests: Arc::new(AgentConnector { sets_clocks: false, ..AgentConnector::default() }),
             folder: Arc::new(folder),
+            snapshots: Arc::new(SnapshotStore::new(
+                Arc::new(flames_blob_memory::MemoryBlobStore::new(Arc::new(SystemClock::new()))),
+                Arc::new(DiskFiles),
+                self.root.path().join("snapshots"),
+            )),
             clock: Arc::new(SystemClock::new()),
             random: Arc::new(SystemRandom),
         };

@@ -21,6 +21,10 @@ impl Artefacts for NoArtefacts {
         Ok(PathBuf::from("/simulated/kernel"))
     }
 
+    async fn default_kernel(&self) -> Result<Option<String>> {
+        Ok(Some("simulated".to_owned()))
+    }
+
     async fn initramfs(&self) -> Result<Option<PathBuf>> {
         Ok(None)
     }

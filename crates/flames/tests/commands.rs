@@ -178,6 +178,58 @@ fn a_vm_is_paused_and_runs_on() {
 }
 
 #[test]
+fn a_snapshot_is_created_listed_inspected_restored_and_removed() {
+    let installation = with_vm("x");
+    assert_eq!(installation.run(&["-q", "snapshot", "create", "x", "--name", "before"]).ok(), "before\n");
+    let watched = installation.run(&["snapshot", "create", "x"]);
+    assert!(watched.stderr.contains("asking for a snapshot"), "{}", watched.stderr);
+    let made_up = watched.ok().trim().to_owned();
+    assert!(made_up.starts_with("x-"), "{made_up}");
+    let listed = installation.run(&["snapshot", "ls"]).ok();
+    assert!(listed.contains("before") && listed.contains(&made_up) && listed.contains("ready"), "{listed}");
+    assert_eq!(installation.run(&["-q", "snapshots", "ls", "--vm", "x"]).ok().lines().count(), 2);
+    let shown = installation.run(&["snapshot", "inspect", "before"]).ok();
+    for told in ["before", "ready", "simulated", "pieces"] {
+        assert!(shown.contains(told), "{told} is not in {shown}");
+    }
+    let json = installation.run(&["--json", "snapshot", "inspect", "before"]).json();
+    assert_eq!((&json["state"], &json["vm_name"]), (&"ready".into(), &"x".into()));
+    assert_eq!(installation.run(&["-q", "restore", "before", "--name", "y", "-l", "copy=yes"]).ok(), "y\n");
+    let copy = installation.inspect("y");
+    assert_eq!(
+        (&copy["state"], &copy["restored_from"], &copy["labels"]["copy"]),
+        (&"running".into(), &json["id"], &"yes".into())
+    );
+    let shown = installation.run(&["inspect", "y"]).ok();
+    assert!(shown.contains("restored from") && shown.contains("restoring"), "{shown}");
+    assert_eq!(installation.run(&["exec", "y", "--", "echo", "alive"]).ok(), "alive\n");
+    let events = installation.run(&["--json", "events", "--vm", "x"]).ok();
+    for told in ["snapshot_created", "snapshot_state"] {
+        assert!(events.contains(told), "{told} is not in {events}");
+    }
+    installation.run(&["snapshot", "rm", "before", &made_up]).ok();
+    assert_eq!(installation.run(&["-q", "snapshot", "ls"]).ok(), "");
+    assert_eq!(installation.run(&["exec", "y", "--", "echo", "alive"]).ok(), "alive\n");
+}
+
+#[test]
+fn what_cannot_be_saved_or_restored_is_told() {
+    let installation = with_vm("x");
+    installation.run(&["snapshot", "create", "nobody"]).failed(3);
+    installation.run(&["restore", "nothing"]).failed(3);
+    installation.run(&["snapshot", "inspect", "nothing"]).failed(3);
+    installation.run(&["snapshot", "rm", "nothing"]).failed(3);
+    installation.run(&["snapshot", "create", "x", "--name", "Not A Name"]).failed(2);
+    installation.run(&["-q", "snapshot", "create", "x", "--name", "s"]).ok();
+    let said = installation.run(&["snapshot", "create", "x", "--name", "s"]).failed(4);
+    assert!(said.contains("`s`"), "{said}");
+    installation.run(&["restore", "s", "--name", "x"]).failed(4);
+    installation.run(&["stop", "x"]).ok();
+    let said = installation.run(&["snapshot", "create", "x"]).failed(4);
+    assert!(said.contains("only a running or paused one can be saved"), "{said}");
+}
+
+#[test]
 fn a_port_of_the_guest_is_reached_here() {
     let installation = with_vm("x");
     let mut command = installation.command(&["--json", "port-forward", "x", "80"]);

@@ -50,6 +50,9 @@ cases![
     a_server_in_the_guest_is_reached_by_its_port_and_by_port_forward,
     a_port_of_a_guest_answers_at_its_url_while_it_runs,
     a_paused_guest_stands_still_and_goes_on,
+    a_pause_keeps_a_process_and_its_open_file,
+    a_snapshot_is_restored_twice_and_both_go_on,
+    a_kill_9_in_the_middle_of_a_snapshot_leaves_the_guest_running,
     three_guests_survive_a_kill_9_of_flames,
     a_watched_run_goes_on_over_a_kill_9_of_flames,
     what_keeps_a_guest_from_running_is_told_and_leaves_nothing,
@@ -354,6 +357,154 @@ fn a_paused_guest_stands_still_and_goes_on() {
     installation.run(&["exec", "x", "--", "true"]).failed(4);
     installation.run(&["resume", "x"]).ok();
     eventually("it counts on", || (count() > paused + 3).then_some(()));
+}
+
+/// A workload that counts into a file it holds open under a name that is gone, and serves.
+const HOLDER: &str = "\
+    exec 3<>/tmp/held; busybox rm /tmp/held; echo $$ > /tmp/pid; \
+    (while true; do echo served by $(uname -n) | nc -l -p 8000; done) & \
+    i=0; while true; do i=$((i+1)); echo $i >&3; echo $i > /tmp/count; sleep 0.1; done";
+
+fn inside(installation: &Installation, vm: &str, script: &str) -> String {
+    installation.run(&["exec", vm, "--", "sh", "-c", script]).ok().trim().to_owned()
+}
+
+/// How far the workload has counted, as its open file says.
+fn held(installation: &Installation, vm: &str) -> u64 {
+    let script = "busybox tail -n 1 /proc/$(cat /tmp/pid)/fd/3";
+    inside(installation, vm, script).parse().unwrap()
+}
+
+fn a_pause_keeps_a_process_and_its_open_file() {
+    let installation = installation();
+    start(&installation, "x", HOLDER);
+    eventually("it counts", || {
+        (installation.run(&["exec", "x", "--", "cat", "/tmp/count"]).code == 0).then_some(())
+    });
+    let (pid, before) = (inside(&installation, "x", "cat /tmp/pid"), held(&installation, "x"));
+    installation.run(&["pause", "x"]).ok();
+    assert_eq!(installation.inspect("x")["state"], "paused");
+    thread::sleep(Duration::from_secs(3));
+    installation.run(&["resume", "x"]).ok();
+    assert_eq!(installation.inspect("x")["state"], "running");
+    assert_eq!(
+        inside(&installation, "x", "cat /tmp/pid; kill -0 $(cat /tmp/pid) && echo alive"),
+        format!("{pid}\nalive")
+    );
+    eventually("it counts on", || (held(&installation, "x") > before + 3).then_some(()));
+    assert_clock_is_right(&installation, "x");
+}
+
+fn assert_clock_is_right(installation: &Installation, vm: &str) {
+    let guest: u64 = inside(installation, vm, "busybox date +%s").parse().unwrap();
+    let host = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    assert!(host.abs_diff(guest) <= 2, "the guest's clock says {guest}, the host's {host}");
+}
+
+fn a_snapshot_is_restored_twice_and_both_go_on() {
+    let installation = installation();
+    installation
+        .run(&[
+            "run", "-d", "--name", "x", "--memory", "128M", "-p", "8000", "busybox", "--", "sh", "-c", HOLDER,
+        ])
+        .ok();
+    eventually("it counts", || {
+        (installation.run(&["exec", "x", "--", "cat", "/tmp/count"]).code == 0).then_some(())
+    });
+    inside(&installation, "x", "echo precious > /tmp/unsynced");
+    let (pid, before) = (inside(&installation, "x", "cat /tmp/pid"), held(&installation, "x"));
+    let began = std::time::Instant::now();
+    assert_eq!(installation.run(&["-q", "snapshot", "create", "x", "--name", "s"]).ok(), "s\n");
+    eprintln!("snapshot: {:?}", began.elapsed());
+    let snapshot = installation.run(&["--json", "snapshot", "inspect", "s"]).json();
+    assert_eq!(snapshot["state"], "ready", "{snapshot:#}");
+    assert!(snapshot["stored_bytes"].as_u64().unwrap() < 64 << 20, "{snapshot:#}");
+    eprintln!("sizes: {} of {}", snapshot["stored_bytes"], snapshot["logical_bytes"]);
+    assert_eq!(installation.inspect("x")["state"], "running");
+    eventually("it counts on after it was saved", || (held(&installation, "x") > before + 3).then_some(()));
+    // Time goes by, so that clocks that stood still would show.
+    thread::sleep(Duration::from_secs(4));
+    for name in ["y", "z"] {
+        let began = std::time::Instant::now();
+        assert_eq!(installation.run(&["-q", "restore", "s", "--name", name]).ok(), format!("{name}\n"));
+        eprintln!("restore: {:?}", began.elapsed());
+    }
+    let vms = ["x", "y", "z"];
+    let distinct = |what: &str, of: &dyn Fn(&str) -> String| {
+        let all: std::collections::BTreeSet<String> = vms.iter().map(|vm| of(vm)).collect();
+        assert_eq!(all.len(), vms.len(), "{what}: {all:?}");
+    };
+    for vm in vms {
+        assert_eq!(
+            inside(&installation, vm, "cat /tmp/pid; kill -0 $(cat /tmp/pid) && echo alive"),
+            format!("{pid}\nalive")
+        );
+        assert_eq!(inside(&installation, vm, "cat /tmp/unsynced"), "precious");
+        let now = held(&installation, vm);
+        assert!(now >= before, "{vm} counted to {now}, and the snapshot was taken after {before}");
+        eventually("it counts on", || (held(&installation, vm) > now + 3).then_some(()));
+        assert_eq!(inside(&installation, vm, "uname -n"), vm);
+        assert_clock_is_right(&installation, vm);
+        let endpoint =
+            installation.inspect(vm)["incarnation"]["endpoints"][0]["address"].as_str().unwrap().to_owned();
+        // What listened when it was saved said its host name then; the next answer is of now.
+        eventually("its server answers with its own name", || {
+            (ask(&endpoint) == format!("served by {vm}\n")).then_some(())
+        });
+    }
+    distinct("addresses", &|vm| {
+        installation.inspect(vm)["incarnation"]["endpoints"][0]["address"].to_string()
+    });
+    distinct("random bytes", &|vm| {
+        inside(&installation, vm, "busybox head -c 16 /dev/urandom | busybox od -An -tx1")
+    });
+    distinct("incarnations", &|vm| installation.inspect(vm)["incarnation"]["id"].to_string());
+    // The one that booted has the image's own, which is none.
+    assert_ne!(
+        inside(&installation, "y", "cat /etc/machine-id"),
+        inside(&installation, "z", "cat /etc/machine-id")
+    );
+    // A restored one is stopped and started like any other, and boots then.
+    installation.run(&["stop", "y"]).ok();
+    installation.run(&["snapshot", "rm", "s"]).ok();
+    assert_eq!(inside(&installation, "z", "uname -n"), "z", "it runs on without its snapshot");
+    installation.run(&["start", "y"]).ok();
+    assert_eq!(inside(&installation, "y", "uname -n"), "y");
+    installation.run(&["rm", "-f", "x", "y", "z"]).ok();
+    assert_eq!(installation.run(&["-q", "snapshot", "ls"]).ok(), "");
+    assert_clean(&installation);
+    eventually("nothing saved is left on the host", || {
+        let left = |folder: &str| {
+            fs::read_dir(installation.data().join("snapshots").join(folder)).map_or(0, Iterator::count)
+        };
+        (left("staging") + left("cache") == 0).then_some(())
+    });
+}
+
+fn a_kill_9_in_the_middle_of_a_snapshot_leaves_the_guest_running() {
+    let mut installation = installation();
+    start(&installation, "x", HOLDER);
+    eventually("it counts", || {
+        (installation.run(&["exec", "x", "--", "cat", "/tmp/count"]).code == 0).then_some(())
+    });
+    for pause in [20, 150, 400] {
+        let before = held(&installation, "x");
+        let name = format!("s{pause}");
+        installation.run(&["-q", "snapshot", "create", "x", "--name", &name, "--no-wait"]).ok();
+        thread::sleep(Duration::from_millis(pause));
+        installation.kill();
+        up_with(&mut installation, &[]);
+        eventually("the snapshot is ready all the same", || {
+            let snapshot = installation.run(&["--json", "snapshot", "inspect", &name]).json();
+            assert_ne!(snapshot["state"], "failed", "{snapshot:#}");
+            (snapshot["state"] == "ready").then_some(())
+        });
+        eventually("the guest runs on", || (held(&installation, "x") > before + 3).then_some(()));
+    }
+    installation.run(&["restore", "s150", "--name", "y"]).ok();
+    assert_eq!(inside(&installation, "y", "uname -n"), "y");
+    installation.run(&["rm", "-f", "x", "y"]).ok();
+    assert_clean(&installation);
 }
 
 fn three_guests_survive_a_kill_9_of_flames() {

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ControllerId, FencingToken, ImageManifest, IncarnationId, ProjectName, Source, VmId, VmName, VmSpec,
+    ControllerId, FencingToken, ImageManifest, IncarnationId, ProjectName, RestoreOrder, SnapshotId, Source,
+    VmId, VmName, VmSpec,
 };
 
 /// What a controller is to make of an incarnation.
@@ -20,7 +21,8 @@ pub enum Wanted {
     Purged,
 }
 
-/// What one controller is told about one incarnation. Written by reconciliation, read by the controller.
+/// What one controller is told about one incarnation. Written by reconciliation, read by the controller. The order to save its guest is
+/// written by whoever asks for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assignment {
     /// The incarnation.
@@ -45,4 +47,10 @@ pub struct Assignment {
     pub image: ImageManifest,
     /// The kernel, resolved when it was placed; none: the controller's default.
     pub kernel: Option<ImageManifest>,
+    /// What it is loaded from, when it starts from a snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<RestoreOrder>,
+    /// The snapshot that its controller is to take of it, until that is finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotId>,
 }

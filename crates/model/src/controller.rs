@@ -5,7 +5,7 @@ use std::ops::{Add, Sub};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{ControllerId, Labels, SessionToken, VmName};
+use crate::{ControllerId, CpuFacts, Labels, SessionToken, VmName};
 
 /// Amounts of what a host gives to VMs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -67,6 +67,15 @@ pub struct DriverInfo {
     pub acceleration: String,
     /// Whether pause and resume work.
     pub pause: bool,
+    /// Whether guests can be saved, and started from what was saved.
+    #[serde(default)]
+    pub snapshot: bool,
+    /// The processor that its guests see.
+    #[serde(default)]
+    pub cpu: CpuFacts,
+    /// The digest of the kernel that guests boot which name none, when there is one.
+    #[serde(default)]
+    pub default_kernel: Option<String>,
 }
 
 /// A host's daemon: its identity and what it offers. Written by registration and by operators only; a heartbeat does not touch it.

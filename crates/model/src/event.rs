@@ -3,7 +3,10 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{ControllerId, DesiredState, Exit, ImageName, IncarnationId, IncarnationState, VmId, VmName};
+use crate::{
+    ControllerId, DesiredState, Exit, ImageName, IncarnationId, IncarnationState, SnapshotId, SnapshotState,
+    VmId, VmName,
+};
 
 /// Who caused something.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +52,12 @@ pub enum ReasonCode {
     ImageMissing,
     /// Something that takes its time is waited for.
     Waiting,
+    /// The guest could not be saved.
+    SnapshotFailed,
+    /// What a guest was to be loaded from is damaged, or is not there.
+    SnapshotUnusable,
+    /// No controller's driver, processor and kernel are those that a saved guest needs.
+    Incompatible,
 }
 
 /// Why, for a user to read.
@@ -121,6 +130,23 @@ pub enum EventKind {
     ImageRemoved {
         /// Which.
         image: ImageName,
+    },
+    /// A snapshot was asked for.
+    SnapshotCreated {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+    /// A snapshot is in another state.
+    SnapshotState {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Which state.
+        state: SnapshotState,
+    },
+    /// A snapshot was removed.
+    SnapshotDeleted {
+        /// Which.
+        snapshot: SnapshotId,
     },
     /// A controller registered.
     ControllerRegistered {

@@ -121,6 +121,11 @@ typed_id!(
     "dsk"
 );
 typed_id!(
+    /// A saved guest.
+    SnapshotId,
+    "snap"
+);
+typed_id!(
     /// One submission of a mutation: the key that is unique to its commit.
     OperationId,
     "op"

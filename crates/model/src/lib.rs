@@ -12,6 +12,7 @@ mod incarnation;
 mod names;
 mod request;
 mod secret;
+mod snapshot;
 mod spec;
 mod step;
 mod transition;
@@ -21,12 +22,19 @@ pub mod vm;
 pub use assignment::{Assignment, Wanted};
 pub use controller::{Controller, ControllerAllocation, ControllerLease, DriverInfo, Resources};
 pub use event::{Actor, Event, EventKind, Reason, ReasonCode};
-pub use ids::{ControllerId, DiskId, FencingToken, IncarnationId, OperationId, SessionToken, VmId};
+pub use ids::{
+    ControllerId, DiskId, FencingToken, IncarnationId, OperationId, SessionToken, SnapshotId, VmId,
+};
 pub use image::{Image, ImageDefaults, ImageKind, ImageManifest};
 pub use incarnation::{Endpoint, Exit, ExitCause, Incarnation, IncarnationState, Report, Source};
-pub use names::{ImageName, Labels, ProjectName, VmName};
+pub use names::{ImageName, Labels, ProjectName, SnapshotName, VmName};
 pub use request::{Request, RequestRefusal, apply_request, run_is_over};
 pub use secret::SecretString;
+pub use snapshot::{
+    CpuFacts, RestoreOrder, Snapshot, SnapshotChunk, SnapshotFile, SnapshotFileRole, SnapshotManifest,
+    SnapshotPlatform, SnapshotProgress, SnapshotRefusal, SnapshotReport, SnapshotSizes, SnapshotState,
+    apply_snapshot_report, failed as failed_snapshot, restores_from,
+};
 pub use spec::{DiskKind, OnHostLoss, PortSpec, RestartPolicy, RestartRule, VmSpec};
 pub use step::{Step, next_step, restart_at};
 pub use transition::{Refusal, apply_report};

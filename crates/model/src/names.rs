@@ -77,6 +77,13 @@ checked_text!(
     "A name is 1 to 63 of a-z, 0-9 and `-`, and neither begins nor ends with `-`."
 );
 checked_text!(
+    /// A snapshot's name, unique within its project.
+    SnapshotName,
+    "name",
+    is_dns_label,
+    "A name is 1 to 63 of a-z, 0-9 and `-`, and neither begins nor ends with `-`."
+);
+checked_text!(
     /// A project: whose VMs these are. Never `system`, which is where the store keeps what belongs to no project.
     ProjectName,
     "project",

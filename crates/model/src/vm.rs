@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ControllerId, DiskId, DiskKind, Incarnation, IncarnationId, IncarnationState, Labels, ProjectName,
-    Reason, VmId, VmName, VmSpec, restart_at,
+    Reason, SnapshotId, VmId, VmName, VmSpec, restart_at,
 };
 
 /// What is wanted of a VM.
@@ -56,6 +56,9 @@ pub struct Vm {
     pub restarts: u32,
     /// Why it has no place, while it has none.
     pub unplaced: Option<Reason>,
+    /// The snapshot that it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored_from: Option<SnapshotId>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When this record changed last.

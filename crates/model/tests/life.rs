@@ -126,6 +126,7 @@ impl World {
             deadline,
             restarts: 0,
             unplaced: None,
+            restored_from: None,
             created_at: now,
             updated_at: now,
             deleted_at: None,

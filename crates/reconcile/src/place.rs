@@ -6,7 +6,8 @@ use flames_clock::{Monotonic, RandomExt};
 use flames_error::Result;
 use flames_model::{
     Assignment, Controller, ControllerAllocation, ControllerId, Disk, DiskId, EventKind, FencingToken, Image,
-    Incarnation, IncarnationId, IncarnationState, Reason, ReasonCode, Resources, Source, Vm, Wanted,
+    ImageManifest, Incarnation, IncarnationId, IncarnationState, Reason, ReasonCode, Resources, RestoreOrder,
+    Snapshot, Source, Vm, Wanted, restores_from,
 };
 use flames_records::{Change, DueEntry, Versioned, VmEntry};
 use flames_scheduler::{Candidate, Decision, Request};
@@ -19,6 +20,36 @@ use crate::vm::VmReconciler;
 pub(crate) struct PlacementView {
     seen_at: Monotonic,
     controllers: Arc<Vec<(Versioned<Controller>, Resources)>>,
+}
+
+/// What an incarnation is made from, with the records that must not change until that is committed.
+enum Origin {
+    Images(Versioned<Image>, Option<Versioned<Image>>),
+    Snapshot(Versioned<Snapshot>),
+}
+
+impl Origin {
+    /// The root file system and the kernel.
+    fn manifests(&self) -> (ImageManifest, Option<ImageManifest>) {
+        match self {
+            Self::Images(image, kernel) => {
+                (image.manifest.clone(), kernel.as_ref().map(|kernel| kernel.manifest.clone()))
+            }
+            // The saved guest has these mounted, whatever their names mean now.
+            Self::Snapshot(snapshot) => (snapshot.image.clone(), snapshot.kernel.clone()),
+        }
+    }
+
+    fn restore(&self) -> Option<RestoreOrder> {
+        match self {
+            Self::Images(..) => None,
+            Self::Snapshot(snapshot) => Some(RestoreOrder {
+                snapshot: snapshot.id,
+                manifest: snapshot.manifest.clone()?,
+                platform: snapshot.platform.clone(),
+            }),
+        }
+    }
 }
 
 /// A place that was found and seen to fit.
@@ -42,23 +73,45 @@ impl VmReconciler {
         let new_disk =
             if disk.is_none() { vm.spec.persistent_disk_resources() } else { Resources::default() };
         let wanted = vm.spec.resources() + new_disk;
-        let image = self.parts.records.image(&vm.project, &vm.spec.image).await?;
-        let kernel = match &vm.spec.kernel {
-            Some(name) => self.parts.records.image(&vm.project, name).await?.map(Some),
-            None => Some(None),
-        };
-        let (Some(image), Some(kernel)) = (image, kernel) else {
-            let reason = Reason::new(ReasonCode::ImageMissing, "Its image or kernel is not there any more.");
-            return Ok(self.unplaced(due, entry, reason).into());
+        let origin = match self.origin(entry).await? {
+            Ok(origin) => origin,
+            Err(reason) => return Ok(self.unplaced(due, entry, reason).into()),
         };
         let pinned = disk.as_ref().map(|disk| disk.controller);
-        let request = Request { resources: wanted, placement: &vm.spec.placement, pinned };
+        let restore = origin.restore();
+        let platform = restore.as_ref().map(|restore| &restore.platform);
+        let request = Request { resources: wanted, placement: &vm.spec.placement, pinned, platform };
         reservations.take_turn(&self.placing).await;
         let place = match self.find_place(&request, reservations).await? {
             Ok(place) => place,
             Err(reason) => return Ok(self.unplaced(due, entry, reason).into()),
         };
-        self.placed(due, entry, place, wanted, disk, (image, kernel), restart).await
+        self.placed(due, entry, place, wanted, disk, origin, restart).await
+    }
+
+    /// What the VM's next incarnation is made from, or why it cannot be made.
+    async fn origin(&self, entry: &VmEntry) -> Result<std::result::Result<Origin, Reason>> {
+        let vm: &Vm = &entry.vm;
+        let last = entry.incarnation.as_deref();
+        if let Some(from) = restores_from(vm, last) {
+            let snapshot = self.parts.records.snapshot(&vm.project, from).await?;
+            return Ok(match snapshot.filter(|snapshot| snapshot.manifest.is_some()) {
+                Some(snapshot) => Ok(Origin::Snapshot(snapshot)),
+                None => {
+                    let message = "The snapshot that it is made from is not there any more.";
+                    Err(Reason::new(ReasonCode::SnapshotUnusable, message))
+                }
+            });
+        }
+        let image = self.parts.records.image(&vm.project, &vm.spec.image).await?;
+        let kernel = match &vm.spec.kernel {
+            Some(name) => self.parts.records.image(&vm.project, name).await?.map(Some),
+            None => Some(None),
+        };
+        Ok(match (image, kernel) {
+            (Some(image), Some(kernel)) => Ok(Origin::Images(image, kernel)),
+            _ => Err(Reason::new(ReasonCode::ImageMissing, "Its image or kernel is not there any more.")),
+        })
     }
 
     /// A place that fits by the allocation as it is now. A view that misled is read anew, once.
@@ -173,7 +226,7 @@ impl VmReconciler {
         place: Place,
         wanted: Resources,
         disk: Option<Versioned<Disk>>,
-        (image, kernel): (Versioned<Image>, Option<Versioned<Image>>),
+        origin: Origin,
         restart: bool,
     ) -> Result<Decided> {
         let old: &Vm = &entry.vm;
@@ -181,11 +234,22 @@ impl VmReconciler {
         let id = IncarnationId::from_uuid(self.parts.ids.next_id());
         let token = FencingToken(old.placements + 1);
         let mut change = Change::new();
-        // The images too: what an assignment names is kept from the commit on, and before it by the image's record.
-        change.settle(due).require_controller(&place.controller).require_image(&image);
-        if let Some(kernel) = kernel.as_ref().filter(|kernel| kernel.name != image.name) {
-            change.require_image(kernel);
+        change.settle(due).require_controller(&place.controller);
+        // The origin too: what an assignment names is kept from the commit on, and before it by the record of its origin.
+        match &origin {
+            Origin::Images(image, kernel) => {
+                change.require_image(image);
+                if let Some(kernel) = kernel.as_ref().filter(|kernel| kernel.name != image.name) {
+                    change.require_image(kernel);
+                }
+            }
+            Origin::Snapshot(snapshot) => drop(change.require_snapshot(snapshot)),
         }
+        let ((image, kernel), restore) = (origin.manifests(), origin.restore());
+        let source = match &restore {
+            Some(restore) => Source::Snapshot(restore.snapshot.to_string()),
+            None => Source::Boot,
+        };
 
         let mut disk_id = disk.as_ref().map(|disk| disk.id);
         if old.has_persistent_disk() && disk.is_none() {
@@ -222,7 +286,7 @@ impl VmReconciler {
             controller: place.controller.id,
             resources: old.spec.resources(),
             token,
-            source: Source::Boot,
+            source: source.clone(),
             state: IncarnationState::Scheduled,
             state_before_loss: None,
             sequence: 0,
@@ -247,15 +311,18 @@ impl VmReconciler {
                 Wanted::Running
             },
             spec: old.spec.clone(),
-            source: Source::Boot,
-            image: image.manifest.clone(),
-            kernel: kernel.map(|kernel| kernel.manifest.clone()),
+            source,
+            image,
+            kernel,
+            restore,
+            snapshot: None,
         };
         if let Some(last) = &entry.incarnation {
             change.remove_incarnation(last);
         }
         if let Some(last) = self.current_assignment(entry).await? {
             change.remove_assignment(&last);
+            self.abandon_snapshot(&mut change, old, &last).await?;
         }
         let event = self.event(&vm, Some(id), EventKind::VmPlaced { controller: place.controller.id }, None);
         change

@@ -234,6 +234,18 @@ impl VmReconciler {
         }
     }
 
+    /// Fails the snapshot that an assignment which is removed orders, if its controller did not finish it.
+    pub(crate) async fn abandon_snapshot(
+        &self,
+        change: &mut Change,
+        vm: &Vm,
+        told: &Assignment,
+    ) -> Result<()> {
+        let reason = Reason::new(ReasonCode::SnapshotFailed, "The VM ended before it was saved.");
+        let event = |kind, reason| self.event(vm, Some(told.incarnation), kind, Some(reason));
+        self.parts.records.abandon_snapshot(change, told, reason, event).await
+    }
+
     /// Wants something else of a VM, for a reason of its own.
     fn desire(&self, due: &DueEntry, entry: &VmEntry, desired: DesiredState, reason: Reason) -> Change {
         let now = self.parts.clock.now();
@@ -269,6 +281,7 @@ impl VmReconciler {
         }
         if let Some(assignment) = self.current_assignment(entry).await? {
             change.remove_assignment(&assignment);
+            self.abandon_snapshot(&mut change, &vm, &assignment).await?;
         }
         let event = self.event(&vm, vm.incarnation, EventKind::VmDeleted, vm.desired_reason.clone());
         change

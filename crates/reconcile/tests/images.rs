@@ -77,7 +77,7 @@ async fn a_blob_stays_as_long_as_an_image_or_an_incarnation_that_lives_names_it(
 async fn a_blob_that_is_young_is_left_to_its_import_and_what_is_no_image_alone() {
     let world = World::new().await;
     let mut sweeper = ImageSweeper::new(world.service.clone(), CONFIG);
-    let other = BlobKey::new("snapshots/other").unwrap();
+    let other = BlobKey::new("vaults/other").unwrap();
     world.service.blobs().put_bytes(&other, "bytes".into(), PutOptions::default()).await.unwrap();
     world.clock.sleep(Duration::from_secs(120)).await;
     store(&world, "young").await;

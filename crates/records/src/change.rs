@@ -50,7 +50,7 @@ impl Change {
     }
 
     /// Keeps the first failure of a step until the change is applied, so that steps can be chained.
-    fn step(&mut self, step: impl FnOnce(&mut Commit) -> Result<()>) -> &mut Self {
+    pub(crate) fn step(&mut self, step: impl FnOnce(&mut Commit) -> Result<()>) -> &mut Self {
         self.try_step(|change| step(&mut change.commit))
     }
 
@@ -61,7 +61,7 @@ impl Change {
         self
     }
 
-    fn insert<T: Record>(&mut self, key: Result<Key>, record: impl IntoShared<T>) -> &mut Self {
+    pub(crate) fn insert<T: Record>(&mut self, key: Result<Key>, record: impl IntoShared<T>) -> &mut Self {
         self.try_step(|change| {
             let (key, record) = (key?, record.into_shared());
             change.commit.check(Check::Absent(key.clone())).put(key.clone(), encode(&*record)?);
@@ -70,7 +70,7 @@ impl Change {
         })
     }
 
-    fn replace<T: Record>(
+    pub(crate) fn replace<T: Record>(
         &mut self,
         key: Result<Key>,
         old: &Versioned<T>,
@@ -85,7 +85,7 @@ impl Change {
         })
     }
 
-    fn remove<T: Record>(&mut self, key: Result<Key>, old: &Versioned<T>) -> &mut Self {
+    pub(crate) fn remove<T: Record>(&mut self, key: Result<Key>, old: &Versioned<T>) -> &mut Self {
         self.step(|commit| {
             old.ensure_rewritable()?;
             let key = key?;
@@ -94,7 +94,7 @@ impl Change {
         })
     }
 
-    fn require<T: Record>(&mut self, key: Result<Key>, read: &Versioned<T>) -> &mut Self {
+    pub(crate) fn require<T: Record>(&mut self, key: Result<Key>, read: &Versioned<T>) -> &mut Self {
         self.step(|commit| {
             commit.check(Check::At(key?, read.version));
             Ok(())
@@ -107,7 +107,8 @@ impl Change {
         let images = std::iter::once(&vm.spec.image)
             .chain(vm.spec.kernel.as_ref().filter(|kernel| **kernel != vm.spec.image))
             .map(|image| keys::image_use(&vm.project, image, vm.id));
-        labels.chain(images).collect()
+        let snapshot = vm.restored_from.map(|from| Self::snapshot_use(&vm.project, from, vm.id));
+        labels.chain(images).chain(snapshot).collect()
     }
 
     /// Adds a VM with its indexes. `Conflict` when its id or its name is taken.

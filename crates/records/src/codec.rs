@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{
-    Assignment, Controller, ControllerAllocation, ControllerLease, Disk, Event, Image, Incarnation, Vm,
+    Assignment, Controller, ControllerAllocation, ControllerLease, Disk, Event, Image, Incarnation, Snapshot,
+    Vm,
 };
 use flames_state::{Entry, Version};
 use serde::de::DeserializeOwned;
@@ -39,6 +40,7 @@ record! {
     ControllerLease => "lease",
     Disk => "disk",
     Image => "image",
+    Snapshot => "snapshot",
     Event => "event",
     Tombstone => "tombstone",
     Idempotency => "idempotency",

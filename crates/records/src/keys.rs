@@ -6,7 +6,9 @@ use std::fmt::{Arguments, Write};
 use bytes::Bytes;
 use flames_clock::Timestamp;
 use flames_error::{Error, Result};
-use flames_model::{ControllerId, ImageName, IncarnationId, ProjectName, VmId, VmName};
+use flames_model::{
+    ControllerId, ImageName, IncarnationId, ProjectName, SnapshotId, SnapshotName, VmId, VmName,
+};
 use flames_state::Key;
 
 use crate::due::DueKey;
@@ -74,6 +76,26 @@ pub(crate) fn images(project: &ProjectName) -> Result<Key> {
 
 pub(crate) fn image(project: &ProjectName, name: &ImageName) -> Result<Key> {
     key(format_args!("{project}/image/{name}"))
+}
+
+pub(crate) fn snapshots(project: &ProjectName) -> Result<Key> {
+    key(format_args!("{project}/snapshot/"))
+}
+
+pub(crate) fn snapshot(project: &ProjectName, snapshot: SnapshotId) -> Result<Key> {
+    key(format_args!("{project}/snapshot/{snapshot}"))
+}
+
+pub(crate) fn snapshot_name(project: &ProjectName, name: &SnapshotName) -> Result<Key> {
+    key(format_args!("{project}/snapshotname/{name}"))
+}
+
+pub(crate) fn snapshot_use_prefix(project: &ProjectName, snapshot: SnapshotId) -> Result<Key> {
+    key(format_args!("{project}/snapshotuse/{snapshot}\0"))
+}
+
+pub(crate) fn snapshot_use(project: &ProjectName, snapshot: SnapshotId, vm: VmId) -> Result<Key> {
+    key(format_args!("{project}/snapshotuse/{snapshot}\0{vm}"))
 }
 
 pub(crate) fn disk(project: &ProjectName, vm: VmId) -> Result<Key> {

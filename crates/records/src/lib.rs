@@ -14,6 +14,9 @@
 //! | `<project>/imageuse/<image>\0<vm>` | empty | with the VM |
 //! | `<project>/gone/<vm>` | [`Tombstone`] | the end of a deletion; kept some days |
 //! | `<project>/image/<name>` | [`Image`](flames_model::Image) | API |
+//! | `<project>/snapshot/<snapshot>` | [`Snapshot`](flames_model::Snapshot) | API, reports on it |
+//! | `<project>/snapshotname/<name>` | the snapshot's id | create; removed with it |
+//! | `<project>/snapshotuse/<snapshot>\0<vm>` | empty | with the VM that was made from it |
 //! | `<project>/disk/<vm>` | [`Disk`](flames_model::Disk) | first placement; purge |
 //! | `<project>/idem/<digest>` | [`Idempotency`] | each mutation of the API |
 //! | `<project>/events` (log) | [`Event`](flames_model::Event) | each mutation |
@@ -21,7 +24,7 @@
 //! | `system/controllername/<name>` | the controller's id | registration |
 //! | `system/allocation/<id>` | [`ControllerAllocation`](flames_model::ControllerAllocation) | placement, release |
 //! | `system/lease/<id>` | [`ControllerLease`](flames_model::ControllerLease) | heartbeats |
-//! | `system/assignment/<controller>/<incarnation>` | [`Assignment`](flames_model::Assignment) | reconciliation |
+//! | `system/assignment/<controller>/<incarnation>` | [`Assignment`](flames_model::Assignment) | reconciliation; the order to take a snapshot: API, reports on it |
 //! | `system/assigned/<controller>` (log) | which assignments changed | with the assignment |
 //! | `system/due/<shard>/<time>/<project>/<vm>` | empty | whatever makes a VM need attention |
 //! | `system/expiry/<time>/<project>/<digest>` | empty | with the idempotency record |
@@ -39,6 +42,7 @@ mod due;
 mod join;
 mod keys;
 mod reads;
+mod snapshots;
 mod stored;
 mod views;
 

@@ -78,7 +78,7 @@ pub struct EventEntry {
     pub event: Event,
 }
 
-fn last_segment<T: std::str::FromStr<Err = Error>>(key: &Key, separator: char) -> Result<T> {
+pub(crate) fn last_segment<T: std::str::FromStr<Err = Error>>(key: &Key, separator: char) -> Result<T> {
     let text = std::str::from_utf8(key.as_bytes()).ok();
     let segment = text.and_then(|text| text.rsplit(separator).next());
     segment.and_then(|segment| segment.parse().ok()).ok_or_else(|| {
@@ -113,11 +113,11 @@ impl Records {
         Ok(vms)
     }
 
-    async fn read<T: Record>(&self, key: Key) -> Result<Option<Versioned<T>>> {
+    pub(crate) async fn read<T: Record>(&self, key: Key) -> Result<Option<Versioned<T>>> {
         self.store().get(&key).await?.map(|entry| self.decode(&entry)).transpose()
     }
 
-    async fn read_id<T: std::str::FromStr<Err = Error>>(&self, key: Key) -> Result<Option<T>> {
+    pub(crate) async fn read_id<T: std::str::FromStr<Err = Error>>(&self, key: Key) -> Result<Option<T>> {
         let Some(entry) = self.store().get(&key).await? else { return Ok(None) };
         let id = std::str::from_utf8(&entry.value).ok().and_then(|text| text.parse().ok());
         id.map(Some).ok_or_else(|| {
@@ -126,7 +126,7 @@ impl Records {
         })
     }
 
-    async fn read_page<T: Record>(
+    pub(crate) async fn read_page<T: Record>(
         &self,
         prefix: Key,
         after: Option<Key>,

@@ -1,7 +1,7 @@
 //! Records that only the control plane sees.
 
 use flames_clock::Timestamp;
-use flames_model::{ControllerId, ImageName, Incarnation, ProjectName, Vm, VmId};
+use flames_model::{ControllerId, ImageName, Incarnation, ProjectName, SnapshotId, Vm, VmId};
 use serde::{Deserialize, Serialize};
 
 /// What is kept of a deleted VM for some days.
@@ -50,6 +50,10 @@ pub enum Outcome {
     Image(ImageName),
     /// This image was removed.
     ImageRemoved(ImageName),
+    /// This snapshot was asked for.
+    Snapshot(SnapshotId),
+    /// This snapshot was removed.
+    SnapshotRemoved(SnapshotId),
     /// This controller was changed.
     Controller(ControllerId),
     /// This controller was removed.

@@ -102,6 +102,20 @@ const VIEWS: &[ViewDefinition] = &[
         ],
     },
     ViewDefinition {
+        name: "snapshots",
+        keys: "{project}/snapshot/{snapshot}",
+        columns: &[
+            text("name", &["record", "name"]),
+            text("vm", &["record", "vm"]),
+            text("state", &["record", "state"]),
+            text("reason", &["record", "reason", "message"]),
+            number("logical_bytes", &["record", "sizes", "logical_bytes"]),
+            number("stored_bytes", &["record", "sizes", "stored_bytes"]),
+            text("manifest", &["record", "manifest"]),
+            text("created_at", &["record", "created_at"]),
+        ],
+    },
+    ViewDefinition {
         name: "disks",
         keys: "{project}/disk/{vm}",
         columns: &[
@@ -189,11 +203,13 @@ mod tests {
         let incarnation = flames_model::IncarnationId::from_uuid(ids.next_id());
         let controller = flames_model::ControllerId::from_uuid(ids.next_id());
         let image = flames_model::ImageName::new("debian").unwrap();
+        let snapshot = flames_model::SnapshotId::from_uuid(ids.next_id());
         for (view, key) in [
             ("vms", keys::vm(&project, vm)),
             ("incarnations", keys::incarnation(&project, vm, incarnation)),
             ("deleted_vms", keys::tombstone(&project, vm)),
             ("images", keys::image(&project, &image)),
+            ("snapshots", keys::snapshot(&project, snapshot)),
             ("disks", keys::disk(&project, vm)),
             ("controllers", keys::controller(controller)),
             ("allocations", keys::allocation(controller)),

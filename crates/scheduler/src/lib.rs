@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use flames_model::{Controller, ControllerId, Labels, Reason, ReasonCode, Resources};
+use flames_model::{Controller, ControllerId, Labels, Reason, ReasonCode, Resources, SnapshotPlatform};
 
 /// Among how many of the best controllers the choice is random.
 pub const CHOICE: usize = 3;
@@ -20,6 +20,8 @@ pub struct Request<'a> {
     pub placement: &'a Labels,
     /// The only controller that will do, where its persistent disk is.
     pub pinned: Option<ControllerId>,
+    /// What the saved guest needs that it is loaded from.
+    pub platform: Option<&'a SnapshotPlatform>,
 }
 
 /// A controller in view.
@@ -39,6 +41,7 @@ impl Candidate {
             && !self.controller.cordoned
             && request.pinned.is_none_or(|pinned| pinned == self.controller.id)
             && self.controller.labels.contain(request.placement)
+            && request.platform.is_none_or(|needed| needed.misfit(&self.controller.driver).is_none())
             && self.controller.capacity.fit(&(self.reserved + request.resources))
     }
 
@@ -84,6 +87,17 @@ fn why_nowhere(request: &Request<'_>, candidates: &[Candidate]) -> Reason {
         candidates.iter().filter(|candidate| candidate.alive && !candidate.controller.cordoned).collect();
     let labelled: Vec<_> =
         usable.iter().filter(|candidate| candidate.controller.labels.contain(request.placement)).collect();
+    if let Some(needed) = request.platform
+        && let Some(first) = labelled.first()
+        && labelled.iter().all(|candidate| needed.misfit(&candidate.controller.driver).is_some())
+    {
+        let why = needed.misfit(&first.controller.driver).unwrap_or_default();
+        let message = format!(
+            "No controller can load the snapshot that the VM is made from. Of `{}`: {why}.",
+            first.controller.name
+        );
+        return Reason::new(ReasonCode::Incompatible, message);
+    }
     let Resources { vcpus, memory_mib, disk_mib, .. } = request.resources;
     let message = if candidates.is_empty() {
         "No controller has registered.".to_owned()
@@ -125,6 +139,9 @@ mod tests {
                     version: None,
                     acceleration: "none".into(),
                     pause: true,
+                    snapshot: true,
+                    cpu: Default::default(),
+                    default_kernel: None,
                 },
                 cordoned: false,
                 session: SessionToken::from_uuid(Uuid::from_u128(number)),
@@ -141,6 +158,7 @@ mod tests {
             resources: Resources { vcpus, memory_mib: 128, disk_mib: 64, vms: 1 },
             placement,
             pinned: None,
+            platform: None,
         }
     }
 
@@ -190,6 +208,36 @@ mod tests {
         let candidates = [candidate(1, 4, 0), candidate(2, 4, 4)];
         let pinned = Request { pinned: Some(candidates[1].controller.id), ..request(1, &labels) };
         assert!(matches!(place(&pinned, &candidates, 0), Decision::Nowhere(_)));
+    }
+
+    #[test]
+    fn a_saved_guest_goes_only_where_driver_version_processor_and_kernel_are_its_own() {
+        let labels = Labels::default();
+        let base = candidate(1, 4, 0);
+        let platform = SnapshotPlatform::of(&base.controller.driver, None);
+        let restore = Request { platform: Some(&platform), ..request(1, &labels) };
+        assert!(matches!(place(&restore, std::slice::from_ref(&base), 0), Decision::Place(_)));
+        type Edit = fn(&mut DriverInfo);
+        let changes: [(&str, Edit); 5] = [
+            ("no snapshots", |driver| driver.snapshot = false),
+            ("driver is other", |driver| driver.name = "other".into()),
+            ("version", |driver| driver.version = Some("2".into())),
+            ("processor", |driver| driver.cpu.features = "x".into()),
+            ("kernel", |driver| driver.default_kernel = Some("sha256:1".into())),
+        ];
+        for (said, change) in changes {
+            let mut other = base.clone();
+            change(&mut Arc::make_mut(&mut other.controller).driver);
+            let (needs, hosts) = match said {
+                // Only a guest that runs the default kernel needs it.
+                "kernel" => (SnapshotPlatform::of(&other.controller.driver, None), [base.clone()]),
+                _ => (platform.clone(), [other]),
+            };
+            let restore = Request { platform: Some(&needs), ..request(1, &labels) };
+            let Decision::Nowhere(reason) = place(&restore, &hosts, 0) else { panic!("{said}: placed") };
+            assert_eq!(reason.code, ReasonCode::Incompatible);
+            assert!(reason.message.contains(said), "{said}: {reason:?}");
+        }
     }
 
     impl Candidate {

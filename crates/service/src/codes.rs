@@ -33,6 +33,16 @@ codes! {
     IMAGE_IN_USE,
     /// The archive cannot be made into an image.
     IMAGE_REFUSED,
+    /// No such snapshot.
+    SNAPSHOT_NOT_FOUND,
+    /// Another snapshot has this name.
+    SNAPSHOT_NAME_TAKEN,
+    /// A snapshot of the VM is under way already.
+    SNAPSHOT_IN_PROGRESS,
+    /// The snapshot is not ready, so nothing can be made of it.
+    SNAPSHOT_NOT_READY,
+    /// A VM is still to be loaded from the snapshot.
+    SNAPSHOT_IN_USE,
     /// No such controller.
     CONTROLLER_NOT_FOUND,
     /// The controller still holds VMs.
@@ -131,6 +141,12 @@ pub(crate) fn image_not_found(name: &flames_model::ImageName) -> Error {
     Error::not_found("service.image", "image", name.as_str())
         .with_code(IMAGE_NOT_FOUND)
         .with_user_message(format!("There is no image `{name}`. List them with `flames image ls`, or import it with `flames image import`."))
+}
+
+pub(crate) fn snapshot_not_found(snapshot: &str) -> Error {
+    Error::not_found("service.snapshot", "snapshot", snapshot)
+        .with_code(SNAPSHOT_NOT_FOUND)
+        .with_user_message(format!("There is no snapshot `{snapshot}`. List them with `flames snapshot ls`."))
 }
 
 pub(crate) fn controller_not_found(id: &str) -> Error {

@@ -192,6 +192,16 @@ impl Service {
                 }
                 let reserved = allocation.reserved - freed;
                 change.update_allocation(&allocation, &ControllerAllocation { controller: id, reserved });
+                let reason =
+                    Reason::new(ReasonCode::SnapshotFailed, "The host was lost before the guest was saved.");
+                let event = |kind, reason| flames_model::Event {
+                    vm: Some(assignment.vm),
+                    vm_name: Some(assignment.name.clone()),
+                    incarnation: Some(assignment.incarnation),
+                    reason: Some(reason),
+                    ..caller.event(now, kind)
+                };
+                self.records().abandon_snapshot(&mut change, &assignment, reason, event).await?;
                 match self.records().apply(change).await {
                     Err(error) if error.kind() != ErrorKind::Conflict => return Err(error),
                     _ => {}

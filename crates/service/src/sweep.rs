@@ -1,8 +1,9 @@
-//! Removes the blobs of images that nothing names any more.
+//! Removes the blobs of images and snapshots that nothing names any more.
 //!
-//! What is needed: the blobs that an image's record names, and those that an assignment names, which stands as long as its
-//! incarnation lives. Nothing but these two kinds of records leads to an image's blob, and a new assignment is committed only
-//! while the image that it is made from is still as it was read.
+//! What is needed: the blobs that an image's record names; those that a snapshot names (its manifest, the chunks in that, and the image
+//! and kernel of the guest); and those that an assignment names, which stands as long as its incarnation lives. Nothing but these
+//! kinds of records leads to a blob. A new assignment is committed only while the image or the snapshot that it is made from is still as
+//! it was read; a snapshot begins to name its image, and later its manifest, only while nothing is condemned.
 //!
 //! 1. A blob that neither names, and that is old enough (it is stored before it is named), is condemned: a record says so.
 //! 2. From that commit on nothing can begin to name it ([`flames_records::Change::keep_blob`]); so if neither names it now, none ever
@@ -10,18 +11,19 @@
 //! 3. The record goes. A sweeper that ended before leaves it, and another takes over once it was seen for long enough.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use flames_blob::{BlobInfo, BlobKey};
 use flames_clock::{ClockExt, Monotonic, RandomExt};
 use flames_error::{Error, ErrorKind, Result};
-use flames_model::ProjectName;
+use flames_model::{ProjectName, SnapshotManifest};
 use flames_records::{Change, Condemned, MAX_PAGE, Versioned};
 
 use crate::Service;
 
-/// What the keys of images' blobs begin with. Nothing else is ever looked at.
-const PREFIX: &str = "images/";
+/// What the keys of blobs of images and snapshots begin with. Nothing else is ever looked at.
+const PREFIXES: [&str; 2] = ["images/", SnapshotManifest::BLOB_PREFIX];
 /// Blobs that are looked at together, and condemned before any of them is removed.
 const TOGETHER: usize = 64;
 
@@ -50,7 +52,7 @@ pub struct Swept {
     pub bytes: u64,
 }
 
-/// Sweeps the blobs of images. One sweep at a time; several sweepers do each other no harm.
+/// Sweeps the blobs of images and snapshots. One sweep at a time; several sweepers do each other no harm.
 #[derive(Debug)]
 pub struct ImageSweeper {
     service: Service,
@@ -59,25 +61,38 @@ pub struct ImageSweeper {
     me: u64,
     /// Blobs that others condemned: by whom, and since when this was seen.
     others: BTreeMap<String, (u64, Monotonic)>,
+    /// What each manifest that snapshots name lists. A manifest never changes.
+    manifests: Mutex<BTreeMap<String, Arc<Vec<String>>>>,
 }
 
 impl ImageSweeper {
-    /// A sweeper for the images of `service`.
+    /// A sweeper for the images and snapshots of `service`.
     pub fn new(service: Service, config: SweepConfig) -> Self {
         let me = service.parts.random.next_u64();
-        Self { service, config, me, others: BTreeMap::new() }
+        Self { service, config, me, others: BTreeMap::new(), manifests: Mutex::default() }
     }
 
-    /// Looks at all blobs of images once, and removes those that are not needed. May be dropped at any await; the next sweep goes on.
+    /// Looks at all blobs of images and snapshots once, and removes those that are not needed. May be dropped at any await; the next sweep goes on.
     ///
     /// Errors: `Unavailable` when a store does not answer; what was begun is finished by a later sweep.
     pub async fn sweep(&mut self) -> Result<Swept> {
         let mut swept = Swept::default();
         self.finish_what_was_begun(&mut swept).await?;
+        self.service.finish_deletions(&ProjectName::new("default")?).await?;
+        for prefix in PREFIXES {
+            self.sweep_prefix(prefix, &mut swept).await?;
+        }
+        if swept.removed > 0 {
+            tracing::info!(swept.removed, swept.bytes, "blobs that nothing names were removed");
+        }
+        Ok(swept)
+    }
+
+    async fn sweep_prefix(&self, prefix: &str, swept: &mut Swept) -> Result<()> {
         let named = self.named().await?;
         let mut after = None;
         loop {
-            let page = self.service.blobs().list(PREFIX, after.as_ref(), TOGETHER).await?;
+            let page = self.service.blobs().list(prefix, after.as_ref(), TOGETHER).await?;
             let now = self.service.clock().now();
             let is_old = |blob: &BlobInfo| {
                 now.duration_since(blob.stored_at).unsigned_abs() >= self.config.grace
@@ -91,17 +106,13 @@ impl ImageSweeper {
             if !candidates.is_empty() {
                 let assigned = self.assigned().await?;
                 let candidates = candidates.into_iter().filter(|blob| !assigned.contains(blob.key.as_str()));
-                self.sweep_together(candidates.collect(), &mut swept).await?;
+                self.sweep_together(candidates.collect(), swept).await?;
             }
             match page.next {
                 Some(next) => after = Some(next),
-                None => break,
+                None => return Ok(()),
             }
         }
-        if swept.removed > 0 {
-            tracing::info!(swept.removed, swept.bytes, "blobs of images that nothing names were removed");
-        }
-        Ok(swept)
     }
 
     /// Takes care of blobs that were condemned and are so still: by this sweeper's last sweep, or by one that is gone.
@@ -219,7 +230,7 @@ impl ImageSweeper {
         Ok(())
     }
 
-    /// The blobs that images name.
+    /// The blobs that images and snapshots name.
     async fn named(&self) -> Result<BTreeSet<String>> {
         let project = ProjectName::new("default")?;
         let (mut named, mut after) = (BTreeSet::new(), None);
@@ -228,8 +239,57 @@ impl ImageSweeper {
             named.extend(page.items.into_iter().map(|image| image.into_record().manifest.blob));
             match page.next {
                 Some(next) => after = Some(next),
-                None => return Ok(named),
+                None => break,
             }
+        }
+        self.named_by_snapshots(&project, &mut named).await?;
+        Ok(named)
+    }
+
+    async fn named_by_snapshots(&self, project: &ProjectName, named: &mut BTreeSet<String>) -> Result<()> {
+        let (mut manifests, mut after) = (BTreeMap::new(), None);
+        loop {
+            let page = self.service.records().snapshots(project, after, MAX_PAGE).await?;
+            for snapshot in page.items {
+                let snapshot = snapshot.into_record();
+                named.insert(snapshot.image.blob);
+                named.extend(snapshot.kernel.map(|kernel| kernel.blob));
+                if let Some(manifest) = snapshot.manifest {
+                    let chunks = self.chunks_of(&manifest).await?;
+                    named.extend(chunks.iter().cloned());
+                    named.insert(manifest.clone());
+                    manifests.insert(manifest, chunks);
+                }
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        *self.manifests.lock().unwrap_or_else(PoisonError::into_inner) = manifests;
+        Ok(())
+    }
+
+    /// The chunks that a manifest lists. One that is gone or damaged lists nothing that could be of use.
+    async fn chunks_of(&self, manifest: &str) -> Result<Arc<Vec<String>>> {
+        let known = self.manifests.lock().unwrap_or_else(PoisonError::into_inner).get(manifest).cloned();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        match self.service.snapshot_manifest(manifest).await {
+            Ok(listed) => {
+                Ok(Arc::new(listed.digests().into_iter().map(SnapshotManifest::chunk_blob).collect()))
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::InvalidInput
+                ) =>
+            {
+                tracing::error!(?error, manifest, "a snapshot's manifest cannot be read");
+                Ok(Arc::default())
+            }
+            Err(error) => Err(error),
         }
     }
 

@@ -73,7 +73,7 @@ impl Service {
         Err(codes::contended("service.create_vm"))
     }
 
-    async fn replayed_vm(&self, caller: &Caller, mutation: &Mutation) -> Result<Option<VmView>> {
+    pub(crate) async fn replayed_vm(&self, caller: &Caller, mutation: &Mutation) -> Result<Option<VmView>> {
         match self.replay(caller, mutation).await? {
             Some(Outcome::Vm(id)) => {
                 let view = self.view(caller, id).await?;
@@ -84,7 +84,7 @@ impl Service {
         }
     }
 
-    fn new_vm(&self, caller: &Caller, create: &CreateVm) -> Result<Vm> {
+    pub(crate) fn new_vm(&self, caller: &Caller, create: &CreateVm) -> Result<Vm> {
         let id = self.new_vm_id();
         let now = self.clock().now();
         let name = match &create.name {
@@ -107,6 +107,7 @@ impl Service {
             disk: None,
             restarts: 0,
             unplaced: None,
+            restored_from: None,
             created_at: now,
             updated_at: now,
             deleted_at: None,
@@ -260,7 +261,7 @@ impl Service {
     }
 }
 
-fn name_taken(name: &VmName, other: VmId) -> Error {
+pub(crate) fn name_taken(name: &VmName, other: VmId) -> Error {
     Error::new(ErrorKind::AlreadyExists, "service.create_vm", "another VM has this name")
         .with_resource("vm", other.to_string())
         .with_field("name")

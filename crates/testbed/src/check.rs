@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use flames_error::Result;
 use flames_model::{
     ControllerId, DesiredState, EventKind, ExitCause, Incarnation, IncarnationId, IncarnationState,
-    ProjectName, ReasonCode, Resources, Step, Vm, VmId, VmState, next_step,
+    ProjectName, ReasonCode, Resources, SnapshotState, Step, Vm, VmId, VmState, next_step,
 };
 use flames_records::{EventEntry, Position, Records, VmFilter};
 use flames_vmm_simulated::SimulatedHost;
@@ -31,9 +31,14 @@ pub(crate) struct Truth {
     pub(crate) ledger: SharedLedger,
     pub(crate) followed: Vec<EventEntry>,
     pub(crate) doubled: Vec<String>,
+    /// The host that was never down for long, or cut off.
+    pub(crate) never_away: Option<ControllerId>,
     /// What is wrong with the blobs of images.
     pub(crate) blobs: Vec<String>,
 }
+
+/// Where hosts keep what they save.
+const STAGING: &str = "/snapshots/staging";
 
 /// A VM at the end of a run, deleted or not.
 struct Final {
@@ -105,8 +110,48 @@ pub(crate) async fn all(truth: &Truth) -> Result<Vec<Violation>> {
     promises(truth, &seen, &mut found);
     history(&seen, &mut found);
     followed(truth, &seen, &mut found);
-    never_lost(&seen, &mut found);
+    never_lost(truth, &seen, &mut found);
+    saved(truth, &seen, &mut found).await?;
     Ok(found.into_iter().map(Violation).collect())
+}
+
+/// Every accepted snapshot is ready, or failed with a reason, or was removed because somebody asked for that; and no host keeps anything of one.
+async fn saved(truth: &Truth, seen: &Seen, found: &mut Vec<String>) -> Result<()> {
+    for (id, last) in &seen.vms {
+        let reason = last.incarnation.as_ref().and_then(|incarnation| incarnation.reason.as_ref());
+        if let Some(reason) = reason.filter(|reason| reason.code == ReasonCode::SnapshotUnusable) {
+            found.push(format!("{id} could not be restored: {}", reason.message));
+        }
+    }
+    let project = ProjectName::new("default")?;
+    let mut there = BTreeSet::new();
+    let mut after = None;
+    loop {
+        let page = truth.records.snapshots(&project, after, 500).await?;
+        for snapshot in page.items.into_iter().map(|snapshot| snapshot.record) {
+            let explained = match snapshot.state {
+                SnapshotState::Ready => snapshot.manifest.is_some(),
+                SnapshotState::Failed => snapshot.reason.is_some(),
+                SnapshotState::Pending | SnapshotState::Taking | SnapshotState::Deleting => false,
+            };
+            if !explained {
+                found.push(format!("{} is {} for ever", snapshot.id, snapshot.state));
+            }
+            there.insert(snapshot.id);
+        }
+        match page.next {
+            Some(next) => after = Some(next),
+            None => break,
+        }
+    }
+    let asked = truth.ledger.lock().unwrap_or_else(PoisonError::into_inner).snapshots.clone();
+    let lost = asked.iter().filter(|(id, removed)| !there.contains(id) && !**removed);
+    found.extend(lost.map(|(id, _)| format!("the snapshot {id} is gone, and nobody removed it")));
+    for (number, host) in &truth.hosts {
+        let left = host.files().into_iter().filter(|path| path.starts_with(STAGING));
+        found.extend(left.map(|path| format!("host {number} still keeps {}", path.display())));
+    }
+    Ok(())
 }
 
 /// Every accepted VM is where it should be, or tells why not.
@@ -327,13 +372,9 @@ fn followed(truth: &Truth, seen: &Seen, found: &mut Vec<String>) {
 }
 
 /// A host that was never away is never taken for lost.
-fn never_lost(seen: &Seen, found: &mut Vec<String>) {
-    let registered = seen.system_events.iter().find_map(|entry| match entry.event.kind {
-        EventKind::ControllerRegistered { controller } => Some(controller),
-        _ => None,
-    });
+fn never_lost(truth: &Truth, seen: &Seen, found: &mut Vec<String>) {
     let lost = seen.system_events.iter().filter(|entry| match entry.event.kind {
-        EventKind::ControllerLost { controller } => Some(controller) == registered,
+        EventKind::ControllerLost { controller } => Some(controller) == truth.never_away,
         _ => false,
     });
     let lost = lost.count();

@@ -8,9 +8,11 @@ use flames_clock::{Clock, Random, RandomExt};
 use flames_error::{Error, Result};
 use flames_model::{
     Actor, DesiredState, DiskKind, ImageName, Labels, OnHostLoss, ProjectName, RestartPolicy, RestartRule,
-    VmId, VmName, VmSpec,
+    SnapshotId, VmId, VmName, VmSpec,
 };
-use flames_service::{Caller, CreateVm, Mutation, RequestKey, Service, VmRef, VmView};
+use flames_service::{
+    Caller, CreateVm, Mutation, RequestKey, RestoreSnapshot, Service, SnapshotRef, VmRef, VmView,
+};
 
 use crate::faults::Faults;
 
@@ -25,6 +27,9 @@ pub(crate) enum Ask {
     Resume,
     Delete,
     SetLabels,
+    Snapshot,
+    Restore,
+    DeleteSnapshot,
 }
 
 /// What a client was told.
@@ -41,6 +46,8 @@ pub(crate) struct Accepted {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     pub(crate) accepted: Vec<Accepted>,
+    /// Snapshots that were accepted; whether a removal was asked for, accepted or not.
+    pub(crate) snapshots: BTreeMap<SnapshotId, bool>,
     /// Creates that were sent, by the VM's name; whether one was accepted.
     pub(crate) creates: BTreeMap<String, bool>,
     pub(crate) asked: u64,
@@ -86,7 +93,7 @@ impl Client {
 
     async fn one(&self, number: u64) -> Result<()> {
         let known: Vec<VmId> = self.ledger().accepted.iter().map(|accepted| accepted.vm).collect();
-        let ask = match self.random.below(if known.is_empty() { 1 } else { 16 }) {
+        let ask = match self.random.below(if known.is_empty() { 1 } else { 26 }) {
             0..=4 => Ask::Create,
             5..=6 => Ask::Start,
             7..=8 => Ask::Stop,
@@ -94,6 +101,9 @@ impl Client {
             11 => Ask::Pause,
             12 => Ask::Resume,
             13 => Ask::SetLabels,
+            14..=19 => Ask::Snapshot,
+            20..=22 => Ask::Restore,
+            23 => Ask::DeleteSnapshot,
             _ => Ask::Delete,
         };
         self.ledger().asked += 1;
@@ -102,6 +112,12 @@ impl Client {
         }
         let at = usize::try_from(self.random.below(u64::try_from(known.len()).unwrap_or(1))).unwrap_or(0);
         let Some(vm) = known.get(at).copied() else { return Ok(()) };
+        match ask {
+            Ask::Snapshot => return self.snapshot(number, vm).await,
+            Ask::Restore => return self.restore(number).await,
+            Ask::DeleteSnapshot => return self.delete_snapshot(number).await,
+            _ => {}
+        }
         let reference = VmRef::Id(vm);
         let caller = caller()?;
         let labels = Labels::new([("client".to_owned(), self.number.to_string())].into(), "labels")?;
@@ -111,7 +127,9 @@ impl Client {
                     (&self.service, &caller, &reference, labels.clone());
                 async move {
                     match ask {
-                        Ask::Start | Ask::Create => service.start_vm(caller, reference, &mutation).await,
+                        Ask::Start | Ask::Create | Ask::Snapshot | Ask::Restore | Ask::DeleteSnapshot => {
+                            service.start_vm(caller, reference, &mutation).await
+                        }
                         Ask::Stop => service.stop_vm(caller, reference, &mutation).await,
                         Ask::Restart => service.restart_vm(caller, reference, &mutation).await,
                         Ask::Pause => service.pause_vm(caller, reference, &mutation).await,
@@ -135,6 +153,80 @@ impl Client {
     fn accept(&self, ask: Ask, view: &VmView) {
         let accepted = Accepted { ask, vm: view.vm.id, desired: view.vm.desired, run: view.vm.run };
         self.ledger().accepted.push(accepted);
+    }
+
+    async fn snapshot(&self, number: u64, vm: VmId) -> Result<()> {
+        let (caller, reference) = (caller()?, VmRef::Id(vm));
+        let answer = self
+            .retried(number, |mutation| {
+                let (service, caller, reference) = (&self.service, &caller, &reference);
+                async move { service.create_snapshot(caller, reference, None, &mutation).await }
+            })
+            .await;
+        match answer {
+            Ok(snapshot) => {
+                self.ledger().snapshots.entry(snapshot.id).or_default();
+                Ok(())
+            }
+            Err(error)
+                if refuses(
+                    &error,
+                    &["VM_DELETED", "VM_NOT_RUNNING", "SNAPSHOT_IN_PROGRESS", "SNAPSHOT_NOT_FOUND"],
+                ) =>
+            {
+                Ok(())
+            }
+            Err(error) if error.is_retryable() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn some_snapshot(&self) -> Option<SnapshotId> {
+        let known: Vec<SnapshotId> = self.ledger().snapshots.keys().copied().collect();
+        let at = self.random.below(u64::try_from(known.len().max(1)).unwrap_or(1));
+        known.get(usize::try_from(at).unwrap_or(0)).copied()
+    }
+
+    async fn restore(&self, number: u64) -> Result<()> {
+        let Some(snapshot) = self.some_snapshot() else { return Ok(()) };
+        let (caller, reference) = (caller()?, SnapshotRef::Id(snapshot));
+        let name = format!("copy-{}-{number}", self.number);
+        self.ledger().creates.insert(name.clone(), false);
+        let labels = Labels::new([("create".to_owned(), name.clone())].into(), "labels")?;
+        let answer = self
+            .retried(number, |mutation| {
+                let restore = RestoreSnapshot { name: None, labels: Some(labels.clone()) };
+                let (service, caller, reference) = (&self.service, &caller, &reference);
+                async move { service.restore_snapshot(caller, reference, restore, &mutation).await }
+            })
+            .await;
+        match answer {
+            Ok(view) => {
+                self.ledger().creates.insert(name, true);
+                self.accept(Ask::Create, &view);
+                Ok(())
+            }
+            Err(error) if refuses(&error, &["SNAPSHOT_NOT_FOUND", "SNAPSHOT_NOT_READY"]) => Ok(()),
+            Err(error) if error.is_retryable() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn delete_snapshot(&self, number: u64) -> Result<()> {
+        let Some(snapshot) = self.some_snapshot() else { return Ok(()) };
+        self.ledger().snapshots.insert(snapshot, true);
+        let (caller, reference) = (caller()?, SnapshotRef::Id(snapshot));
+        let answer = self
+            .retried(number, |mutation| {
+                let (service, caller, reference) = (&self.service, &caller, &reference);
+                async move { service.delete_snapshot(caller, reference, &mutation).await }
+            })
+            .await;
+        match answer {
+            Err(error) if refuses(&error, &["SNAPSHOT_NOT_FOUND", "SNAPSHOT_IN_USE"]) => Ok(()),
+            Err(error) if !error.is_retryable() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     async fn create(&self, number: u64) -> Result<()> {
@@ -209,10 +301,10 @@ impl Client {
     }
 
     /// Sends a request until the answer is certain, with the same key each time.
-    async fn retried<F, R>(&self, number: u64, send: F) -> Result<VmView>
+    async fn retried<T, F, R>(&self, number: u64, send: F) -> Result<T>
     where
         F: Fn(Mutation) -> R,
-        R: Future<Output = Result<VmView>>,
+        R: Future<Output = Result<T>>,
     {
         let mut last = Error::unavailable("testbed.client", "never sent");
         for attempt in 0..12_u32 {
@@ -244,6 +336,11 @@ impl Client {
         }
         Err(last)
     }
+}
+
+/// Whether this is a refusal that a client must reckon with.
+fn refuses(error: &Error, codes: &[&str]) -> bool {
+    error.code().is_some_and(|code| codes.contains(&code))
 }
 
 /// The words of a line.

@@ -6,24 +6,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use flames_blob::BlobStore;
 use flames_client::wire::host::{
     AssignmentsPage, Changes, HostSession, RegisterRequest, Registered, Renewed, ReportBatch, ReportOutcome,
+    SnapshotReport, SnapshotReportOutcome,
 };
 use flames_client::{Client, ClientConfig, HostApi, HostClient};
 use flames_clock::{Clock, Random, RandomExt};
 use flames_controller::{
-    Artefacts, Controller, ControllerConfig, ControllerParts, HostFolder, MemoryFolder, Superseded,
+    Artefacts, Controller, ControllerConfig, ControllerParts, HostFolder, MemoryFolder, SnapshotStore,
+    Superseded,
 };
 use flames_decorate::{Decorated, FaultInjection};
 use flames_error::{Error, ErrorKind, Result};
-use flames_model::{ImageManifest, IncarnationId, Resources, VmName};
+use flames_model::{ControllerId, ImageManifest, IncarnationId, Resources, VmName};
 use flames_service::Service;
 use flames_vmm::VmDriver;
 use flames_vmm_simulated::{SimulatedConfig, SimulatedDriver, SimulatedHost, SimulatedTimings};
 
 use crate::faults::{Faults, Shared};
 use crate::sabotage::Sabotage;
-use flames_simulated_guest::SimulatedGuests;
+use flames_simulated_guest::{SimulatedDisk, SimulatedGuests};
 
 /// Artefacts that are always there: simulated machines read no file.
 #[derive(Debug, Clone, Copy, Default)]
@@ -37,6 +40,10 @@ impl Artefacts for SimulatedArtefacts {
 
     async fn kernel(&self, _kernel: Option<&ImageManifest>) -> Result<PathBuf> {
         Ok(PathBuf::from("/simulated/kernel"))
+    }
+
+    async fn default_kernel(&self) -> Result<Option<String>> {
+        Ok(Some("simulated".to_owned()))
     }
 
     async fn initramfs(&self) -> Result<Option<PathBuf>> {
@@ -72,7 +79,11 @@ pub(crate) struct HostEnvironment {
     pub(crate) service: Service,
     pub(crate) guests: SimulatedGuests,
     pub(crate) sabotage: Option<Sabotage>,
+    pub(crate) blobs: Arc<dyn BlobStore>,
 }
+
+/// Where hosts keep saved guests.
+const SNAPSHOTS: &str = "/snapshots";
 
 impl Host {
     pub(crate) fn new(number: u64, environment: &HostEnvironment) -> Self {
@@ -103,7 +114,7 @@ impl Host {
         if self.controller.is_some() {
             return;
         }
-        let HostEnvironment { clock, random, faults, service, sabotage, .. } = environment;
+        let HostEnvironment { clock, random, faults, service, sabotage, blobs, .. } = environment;
         let router =
             flames_transport_host::router(service.clone(), flames_transport_host::HostConfig::default());
         let config = ClientConfig::default().with_clock(Arc::clone(clock));
@@ -127,6 +138,11 @@ impl Host {
             artefacts: Arc::new(SimulatedArtefacts),
             guests: Arc::new(self.guests.clone()),
             folder: Arc::clone(&self.folder),
+            snapshots: Arc::new(SnapshotStore::new(
+                Sabotage::host_blobs(*sabotage, Arc::clone(blobs)),
+                Arc::new(SimulatedDisk::new(Arc::clone(&self.machines), SNAPSHOTS)),
+                SNAPSHOTS,
+            )),
             clock: Arc::clone(clock),
             random: Arc::clone(random),
         };
@@ -137,6 +153,11 @@ impl Host {
         };
         // A driver that does not answer now is asked again later.
         self.controller = Controller::start(parts, config).await.ok();
+    }
+
+    /// Its controller's identity, while there is one.
+    pub(crate) fn id(&self) -> Option<ControllerId> {
+        self.controller.as_ref().map(Controller::id)
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -215,5 +236,18 @@ impl HostApi for UnreliableApi {
             let _ = self.inner.report(session, batch.clone()).await;
         }
         self.on_the_way_back("report", self.inner.report(session, batch).await)
+    }
+
+    async fn report_snapshot(
+        &self,
+        session: &HostSession,
+        report: &SnapshotReport,
+    ) -> Result<SnapshotReportOutcome> {
+        self.on_the_way("report_snapshot").await?;
+        if self.faults.strikes(30) {
+            self.faults.count("host.report_snapshot doubled");
+            let _ = self.inner.report_snapshot(session, report).await;
+        }
+        self.on_the_way_back("report_snapshot", self.inner.report_snapshot(session, report).await)
     }
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use flames_blob::{BlobKey, BlobStore, BlobStoreExt, MAX_PAGE, PutOptions};
 use flames_clock::{Clock, Random, RandomExt};
 use flames_error::{ErrorKind, Result};
-use flames_model::{ImageDefaults, ImageKind, ImageManifest, ImageName, ProjectName};
+use flames_model::{
+    ImageDefaults, ImageKind, ImageManifest, ImageName, ProjectName, SnapshotManifest, SnapshotState,
+};
 use flames_records::Records;
 use flames_service::{Mutation, Service};
 
@@ -62,7 +64,7 @@ async fn remove(service: &Service, name: &str) -> Result<()> {
 }
 
 /// The blobs that must be there, each with who needs it.
-pub(crate) async fn needed(records: &Records) -> Result<Vec<(String, String)>> {
+pub(crate) async fn needed(records: &Records, blobs: &dyn BlobStore) -> Result<Vec<(String, String)>> {
     let project = ProjectName::new("default")?;
     let images = records.images(&project, None, MAX_PAGE).await?.items;
     let images =
@@ -78,15 +80,32 @@ pub(crate) async fn needed(records: &Records) -> Result<Vec<(String, String)>> {
         );
         match page.next {
             Some(next) => after = Some(next),
-            None => return Ok(needed),
+            None => break,
         }
     }
+    for snapshot in records.snapshots(&project, None, MAX_PAGE).await?.items {
+        let snapshot = snapshot.record;
+        let by = format!("the snapshot {}", snapshot.name);
+        needed.push((snapshot.image.blob.clone(), by.clone()));
+        if snapshot.state != SnapshotState::Ready {
+            continue;
+        }
+        let Some(manifest) = snapshot.manifest.clone() else { continue };
+        if let Ok(text) = blobs.get_bytes(&BlobKey::new(manifest.clone())?, SnapshotManifest::MAX_BYTES).await
+            && let Ok(listed) = serde_json::from_slice::<SnapshotManifest>(&text)
+        {
+            let pieces = listed.digests().into_iter().map(SnapshotManifest::chunk_blob);
+            needed.extend(pieces.map(|piece| (piece, by.clone())));
+        }
+        needed.push((manifest, by));
+    }
+    Ok(needed)
 }
 
 /// Blobs that are needed and gone, as sentences.
 pub(crate) async fn lost(records: &Records, blobs: &dyn BlobStore) -> Result<Vec<String>> {
     let mut lost = Vec::new();
-    for (blob, by) in needed(records).await? {
+    for (blob, by) in needed(records, blobs).await? {
         match blobs.head(&BlobKey::new(blob.clone())?).await {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -100,8 +119,9 @@ pub(crate) async fn lost(records: &Records, blobs: &dyn BlobStore) -> Result<Vec
 
 /// What nobody needs and is there all the same, as sentences.
 pub(crate) async fn left_over(records: &Records, blobs: &dyn BlobStore) -> Result<Vec<String>> {
-    let needed: BTreeSet<_> = needed(records).await?.into_iter().map(|(blob, _)| blob).collect();
-    let there = blobs.list("images/", None, MAX_PAGE).await?.blobs;
+    let needed: BTreeSet<_> = needed(records, blobs).await?.into_iter().map(|(blob, _)| blob).collect();
+    let mut there = blobs.list("images/", None, MAX_PAGE).await?.blobs;
+    there.extend(blobs.list(SnapshotManifest::BLOB_PREFIX, None, MAX_PAGE).await?.blobs);
     let unneeded = there.into_iter().filter(|blob| !needed.contains(blob.key.as_str()));
     let mut found: Vec<_> =
         unneeded.map(|blob| format!("{} was not swept, and nobody needs it", blob.key)).collect();

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use flames_blob::{BlobInfo, BlobKey, BlobPage, BlobRead, BlobStore, ByteStream, PutOptions};
 use flames_client::HostApi;
 use flames_client::wire::host::{
     AssignmentsPage, Changes, HostSession, RegisterRequest, Registered, Renewed, ReportBatch, ReportOutcome,
+    SnapshotReport, SnapshotReportOutcome,
 };
 use flames_clock::{Clock, Monotonic, Timestamp};
 use flames_error::Result;
@@ -44,11 +46,13 @@ pub enum Sabotage {
     ImagesSweptEarly,
     /// Controllers say that all is released while the machine still ends.
     HostsReleaseEarly,
+    /// Controllers say that a snapshot is ready while some of its pieces are not stored.
+    SnapshotsReadyEarly,
 }
 
 impl Sabotage {
     /// Every one.
-    pub const ALL: [Sabotage; 12] = [
+    pub const ALL: [Sabotage; 13] = [
         Self::UncheckedVersions,
         Self::UncheckedAbsence,
         Self::SplitCommits,
@@ -61,6 +65,7 @@ impl Sabotage {
         Self::HostsForget,
         Self::ImagesSweptEarly,
         Self::HostsReleaseEarly,
+        Self::SnapshotsReadyEarly,
     ];
 
     /// Its name, as test names spell it.
@@ -78,6 +83,7 @@ impl Sabotage {
             Self::HostsForget => "hosts_forget",
             Self::ImagesSweptEarly => "images_swept_early",
             Self::HostsReleaseEarly => "hosts_release_early",
+            Self::SnapshotsReadyEarly => "snapshots_ready_early",
         }
     }
 
@@ -95,11 +101,56 @@ impl Sabotage {
         }
     }
 
+    /// The BlobStore, as hosts reach it.
+    pub(crate) fn host_blobs(sabotage: Option<Self>, blobs: Arc<dyn BlobStore>) -> Arc<dyn BlobStore> {
+        match sabotage {
+            Some(Self::SnapshotsReadyEarly) => Arc::new(EarlyPieces(blobs)),
+            _ => blobs,
+        }
+    }
+
     pub(crate) fn lease_clock(sabotage: Option<Self>, clock: Arc<dyn Clock>) -> Arc<dyn Clock> {
         match sabotage {
             Some(Self::LeasesByWallClock) => Arc::new(WallClockOnly(clock)),
             _ => clock,
         }
+    }
+}
+
+/// A BlobStore that says of some pieces of snapshots that they are stored, and drops them.
+#[derive(Debug)]
+struct EarlyPieces(Arc<dyn BlobStore>);
+
+#[async_trait]
+impl BlobStore for EarlyPieces {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    async fn put(&self, key: &BlobKey, stream: ByteStream, options: PutOptions) -> Result<BlobInfo> {
+        let stored = self.0.put(key, stream, options).await?;
+        // One in four, the same each time.
+        let is_piece = key.as_str().starts_with("snapshots/chunks/");
+        if is_piece && key.as_str().ends_with(['3', '7', 'b', 'f']) {
+            self.0.delete(key).await?;
+        }
+        Ok(stored)
+    }
+
+    async fn get(&self, key: &BlobKey, range: Option<std::ops::Range<u64>>) -> Result<BlobRead> {
+        self.0.get(key, range).await
+    }
+
+    async fn head(&self, key: &BlobKey) -> Result<BlobInfo> {
+        self.0.head(key).await
+    }
+
+    async fn delete(&self, key: &BlobKey) -> Result<()> {
+        self.0.delete(key).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&BlobKey>, limit: usize) -> Result<BlobPage> {
+        self.0.list(prefix, after, limit).await
     }
 }
 
@@ -249,5 +300,13 @@ impl HostApi for EarlyRelease {
             report.released = true;
         }
         self.0.report(session, batch).await
+    }
+
+    async fn report_snapshot(
+        &self,
+        session: &HostSession,
+        report: &SnapshotReport,
+    ) -> Result<SnapshotReportOutcome> {
+        self.0.report_snapshot(session, report).await
     }
 }

@@ -160,6 +160,7 @@ impl World {
                 ..ReconcileConfig::default()
             },
         };
+        let host_blobs = Arc::new(Decorated::new(Arc::clone(&blobs), inject()));
         let environment = HostEnvironment {
             guests: SimulatedGuests::new(Arc::clone(&clock)),
             clock,
@@ -167,6 +168,7 @@ impl World {
             faults: Arc::clone(&faults),
             service: service.clone(),
             sabotage: plan.sabotage,
+            blobs: host_blobs,
         };
         let hosts = (0..HOSTS).map(|number| Host::new(number, &environment)).collect();
         let mut world = Self {
@@ -362,6 +364,7 @@ impl World {
             hosts: self.hosts.iter().map(|host| (host.number, Arc::clone(&host.machines))).collect(),
             ledger: Arc::clone(&self.ledger),
             followed: std::mem::take(&mut self.followed),
+            never_away: self.hosts.first().and_then(Host::id),
             doubled: self.environment.guests.doubled(),
             blobs: std::mem::take(&mut self.lost_blobs).into_iter().chain(left_over).collect(),
         };

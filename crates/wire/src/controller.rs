@@ -42,6 +42,9 @@ pub struct Driver {
     pub acceleration: String,
     /// Whether pause and resume work.
     pub pause: bool,
+    /// Whether guests can be saved, and started from what was saved.
+    #[serde(default)]
+    pub snapshot: bool,
 }
 
 /// A host's daemon.
@@ -91,6 +94,7 @@ impl Controller {
                 version: driver.version.clone(),
                 acceleration: driver.acceleration.clone(),
                 pause: driver.pause,
+                snapshot: driver.snapshot,
             },
             cordoned: controller.cordoned,
             renewals,

@@ -1,10 +1,10 @@
 //! Events as they are shown.
 
-use flames_model::{ControllerId, EventKind, IncarnationId, Timestamp, VmId};
+use flames_model::{ControllerId, EventKind, IncarnationId, SnapshotId, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{DesiredState, Exit, IncarnationState, Reason};
+use crate::{DesiredState, Exit, IncarnationState, Reason, SnapshotState};
 
 /// What kind of caller caused something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -63,6 +63,12 @@ pub enum EventType {
     ImageImported,
     /// An image was removed.
     ImageRemoved,
+    /// A snapshot was asked for.
+    SnapshotCreated,
+    /// A snapshot is in another state.
+    SnapshotState,
+    /// A snapshot was removed.
+    SnapshotDeleted,
     /// A controller registered.
     ControllerRegistered,
     /// A controller takes nothing new, or takes VMs again.
@@ -128,6 +134,13 @@ pub struct Event {
     /// `image_…`: which image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// `snapshot_…`: which snapshot. `vm` is the one that was saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub snapshot: Option<SnapshotId>,
+    /// `snapshot_state`: which state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_state: Option<SnapshotState>,
 }
 
 impl Event {
@@ -150,6 +163,8 @@ impl Event {
             controller: None,
             cordoned: None,
             image: None,
+            snapshot: None,
+            snapshot_state: None,
         };
         shown.event_type = match &event.kind {
             EventKind::VmCreated => EventType::VmCreated,
@@ -176,6 +191,18 @@ impl Event {
             EventKind::ImageRemoved { image } => {
                 shown.image = Some(image.to_string());
                 EventType::ImageRemoved
+            }
+            EventKind::SnapshotCreated { snapshot } => {
+                shown.snapshot = Some(*snapshot);
+                EventType::SnapshotCreated
+            }
+            EventKind::SnapshotState { snapshot, state } => {
+                (shown.snapshot, shown.snapshot_state) = (Some(*snapshot), Some((*state).into()));
+                EventType::SnapshotState
+            }
+            EventKind::SnapshotDeleted { snapshot } => {
+                shown.snapshot = Some(*snapshot);
+                EventType::SnapshotDeleted
             }
             EventKind::ControllerRegistered { controller } => {
                 shown.controller = Some(*controller);

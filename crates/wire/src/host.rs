@@ -7,12 +7,14 @@
 //! | `POST /host/v1/renew` | nothing | [`Renewed`] |
 //! | `GET /host/v1/assignments?after=&limit=` | nothing | [`AssignmentsPage`] |
 //! | `GET /host/v1/changes?after=&wait_ms=` | nothing | [`Changes`], as soon as there are any |
+//! | `POST /host/v1/snapshots` | [`SnapshotReport`] | [`SnapshotReported`] |
 //! | `POST /host/v1/reports` | [`ReportBatch`] | [`ReportOutcomes`], in the order of the reports |
 //!
 //! All but the first name the session in the headers [`CONTROLLER_HEADER`] and [`SESSION_HEADER`].
 
 pub use flames_model::{
-    Assignment, ControllerId, DriverInfo, IncarnationId, Labels, Report, Resources, SessionToken, VmName,
+    Assignment, ControllerId, DriverInfo, IncarnationId, Labels, Report, Resources, SessionToken,
+    SnapshotReport, VmName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -115,6 +117,25 @@ pub enum ReportOutcome {
     Unknown,
     /// The incarnation is another controller's.
     Forbidden,
+}
+
+/// What became of a report on a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotReportOutcome {
+    /// It was taken.
+    Taken,
+    /// It was not taken: the snapshot is finished, or is nobody's any more. Nothing of it is to be left on the host.
+    Over,
+    /// It says `ready` of what was not named before: name it first.
+    NotNamed,
+}
+
+/// The answer to a report on a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotReported {
+    /// What became of it.
+    pub outcome: SnapshotReportOutcome,
 }
 
 /// What became of the reports of a batch, in their order.

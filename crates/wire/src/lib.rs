@@ -18,6 +18,7 @@ mod names;
 mod problem;
 mod query;
 mod schema;
+mod snapshot;
 mod spec;
 pub mod stream;
 mod vm;
@@ -31,13 +32,16 @@ pub use guest::{
 pub use image::{Image, ImageDefaults, ImageList, ImportUpdate};
 pub use names::{
     DesiredState, DiskKind, ExitCause, ImageKind, IncarnationState, OnHostLoss, ReasonCode, RestartRule,
-    VmState,
+    SnapshotState, VmState,
 };
 pub use problem::Problem;
 pub use query::{
     AttachQuery, ConsoleQuery, ControllerDelete, EventQuery, FileList, FileMove, FilePath, FileRemove,
-    FileStat, FileWrite, ImageImport, LogQuery, MakeDirectory, PageQuery, VmListQuery, WaitQuery,
-    label_filter, parse_label_filter,
+    FileStat, FileWrite, ImageImport, LogQuery, MakeDirectory, PageQuery, SnapshotListQuery,
+    SnapshotWaitQuery, VmListQuery, WaitQuery, label_filter, parse_label_filter,
+};
+pub use snapshot::{
+    CreateSnapshot, RestoreSnapshot, Snapshot, SnapshotList, SnapshotPlatform, SnapshotWaitResult,
 };
 pub use spec::{CreateVm, CreateVmSpec, Port, Restart, SetLabels, VmSpec};
 pub use vm::{Endpoint, Exit, Incarnation, Reason, Route, TimelineEntry, Vm, VmList, WaitResult};

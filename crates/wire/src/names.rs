@@ -180,8 +180,42 @@ mirrored!(
         ImageMissing,
         /// Something that takes its time is waited for.
         Waiting,
+        /// The guest could not be saved.
+        SnapshotFailed,
+        /// What a guest was to be loaded from is damaged, or is not there.
+        SnapshotUnusable,
+        /// No controller's driver, processor and kernel are those that a saved guest needs.
+        Incompatible,
     }
 );
+mirrored!(
+    /// Where a snapshot is in its life.
+    SnapshotState {
+        /// It was asked for; the VM's controller has not begun.
+        Pending,
+        /// The guest is being saved, or what was saved is being stored.
+        Taking,
+        /// All of it is stored: VMs can be made from it.
+        Ready,
+        /// It could not be taken.
+        Failed,
+        /// It is being removed.
+        Deleting,
+    }
+);
+
+impl SnapshotState {
+    /// The state's name, as it stands in JSON.
+    pub fn as_str(self) -> &'static str {
+        flames_model::SnapshotState::from(self).as_str()
+    }
+}
+
+impl std::fmt::Display for SnapshotState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
 
 impl VmState {
     /// The state's name, as it stands in JSON.

@@ -61,6 +61,36 @@ query!(
 );
 
 query!(
+    /// Which snapshots to list.
+    #[derive(Default)]
+    SnapshotListQuery {
+        /// Only snapshots of this VM, by id. It may be gone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[param(pattern = "^vm_[0-9a-f]{32}$")]
+        vm: Option<String>,
+        /// Where the page begins: `next_cursor` of the page before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[param(pattern = "^snap_[0-9a-f]{32}$")]
+        cursor: Option<String>,
+        /// The most entries: 50 when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[param(minimum = 1, maximum = 200)]
+        limit: Option<u32>,
+    }
+);
+
+query!(
+    /// How long to wait for a snapshot.
+    #[derive(Default)]
+    SnapshotWaitQuery {
+        /// How long to wait at most, in milliseconds: 10000 when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[param(minimum = 0, maximum = 3600000)]
+        timeout_ms: Option<u64>,
+    }
+);
+
+query!(
     /// What to wait for.
     WaitQuery {
         /// A state (`running`, `paused`, `stopped`, `failed`, `deleted`, …), `ended` (the run is over), or `released` (and has given

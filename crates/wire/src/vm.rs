@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use flames_model::{ControllerId, IncarnationId, Timestamp, VmId};
+use flames_model::{ControllerId, IncarnationId, SnapshotId, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -160,6 +160,10 @@ pub struct Vm {
     /// Where its ports are reached through the ingress, while it runs or is paused.
     #[serde(default)]
     pub routes: Vec<Route>,
+    /// The snapshot that it was made from.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub restored_from: Option<SnapshotId>,
     /// When the present run is stopped at the latest.
     #[schema(schema_with = crate::schema::optional_time)]
     pub deadline: Option<Timestamp>,
@@ -199,6 +203,7 @@ impl Vm {
             restarts: vm.restarts,
             incarnation: incarnation.map(Into::into),
             routes: Vec::new(),
+            restored_from: vm.restored_from,
             deadline: vm.deadline,
             created_at: vm.created_at,
             updated_at: vm.updated_at,

@@ -8,7 +8,7 @@ use flames_error::{Error, ErrorKind, Result};
 use flames_guest_protocol::client::{FileWriter, ProcessEvent, ProcessInput, ProcessOutput, ProcessStream};
 use flames_guest_protocol::message::{
     AttachRequest, DirectoryEntry, ExecRequest, FileStatus, Info, ListDirectoryRequest, MakeDirectoryRequest,
-    ProcessStatus, ReadFileRequest, TerminalSize, WriteFileRequest,
+    ProcessStatus, ReadFileRequest, RestoredRequest, TerminalSize, WriteFileRequest,
 };
 use flames_guest_protocol::{
     AgentClient, ConnectOptions, Error as AgentError, ErrorKind as AgentErrorKind, Identity,
@@ -76,6 +76,12 @@ impl Guest for Agent {
     }
     async fn set_clock(&self, epoch_ms: u64) -> Result<()> {
         if self.1 { self.0.set_clock(epoch_ms).await.map_err(house) } else { Ok(()) }
+    }
+    async fn flush(&self) -> Result<()> {
+        self.0.flush().await.map_err(house)
+    }
+    async fn restored(&self, request: RestoredRequest) -> Result<()> {
+        self.0.restored(request).await.map_err(house)
     }
     async fn shutdown(&self, grace: Duration) -> Result<()> {
         self.0.shutdown(grace).await.map_err(house)

@@ -15,7 +15,7 @@ use flames_guest_protocol::Identity;
 use flames_guest_protocol::client::ProcessEvent;
 use flames_guest_protocol::message::{
     AttachRequest, DirectoryEntry, ExecRequest, FileStatus, Info, ListDirectoryRequest, MakeDirectoryRequest,
-    ProcessStatus, ReadFileRequest, TerminalSize, WriteFileRequest,
+    ProcessStatus, ReadFileRequest, RestoredRequest, TerminalSize, WriteFileRequest,
 };
 use flames_vmm::GuestStream;
 use futures::stream::BoxStream;
@@ -38,6 +38,11 @@ pub trait Guest: Debug + Send + Sync + 'static {
     async fn info(&self) -> Result<Info>;
     /// Sets the guest's wall clock to this many milliseconds since 1970.
     async fn set_clock(&self, epoch_ms: u64) -> Result<()>;
+    /// Has the guest write out what its file systems hold back.
+    async fn flush(&self) -> Result<()>;
+    /// Tells a guest that was loaded from a snapshot what it is from now on. The session ends after it; the next one is opened with the new
+    /// identity.
+    async fn restored(&self, request: RestoredRequest) -> Result<()>;
     /// Ends the guest's processes (SIGTERM, then SIGKILL after `grace`) and then the guest. Answers at once.
     async fn shutdown(&self, grace: Duration) -> Result<()>;
     /// Returns once the session has ended.

@@ -10,8 +10,9 @@ use flames_vmm::{IncarnationName, Observation, Phase, Prepared, StartFrom};
 use super::{Worker, reasons};
 use crate::backoff::Backoff;
 use crate::machine::{self, Local};
-use crate::record::IncarnationRecord;
+use crate::record::{IncarnationRecord, RestoredAgent};
 use crate::shared::Shared;
+use crate::snapshots::Loaded;
 
 /// A preparation that takes longer than this says what it waits for.
 const LONG: Duration = Duration::from_millis(500);
@@ -34,31 +35,36 @@ impl Worker {
 
     /// Makes the machine and starts it. Each step can be done again, so this may be dropped at any await and called anew.
     pub(super) async fn bring_up(&mut self) -> Result<(), NotUp> {
+        if let Some(reason) = self.unfit() {
+            return Err(NotUp { reason });
+        }
         self.enter(IncarnationState::Preparing, None).await;
-        let deadline = self.shared.clock.monotonic().saturating_add(self.shared.config.timings.prepare);
+        let timings = self.shared.config.timings;
+        let restores = self.restores();
+        let limit = if restores { timings.restore } else { timings.prepare };
+        let deadline = self.shared.clock.monotonic().saturating_add(limit);
         let mut backoff = Backoff::new(&self.shared.config.timings);
-        let prepared = loop {
+        let from = loop {
             let left = deadline.saturating_since(self.shared.clock.monotonic());
             let error = match self.prepare(left).await {
-                Ok(prepared) => break prepared,
+                Ok(from) => break from,
                 Err(error) => error,
             };
             // What is used up on a host does not come back by waiting for it; the restart policy decides.
             let again = error.is_retryable() && error.kind() != ErrorKind::Exhausted;
             if !again || self.shared.clock.monotonic() >= deadline {
                 tracing::warn!(?error, incarnation = %self.id, "its machine could not be made");
-                return Err(NotUp { reason: reasons::not_prepared(&error) });
+                let is_snapshot = restores && error.kind() == ErrorKind::Corrupt;
+                let reason = if is_snapshot { reasons::not_restored } else { reasons::not_prepared }(&error);
+                return Err(NotUp { reason });
             }
             tracing::debug!(?error, incarnation = %self.id, "making its machine is tried again");
             self.shared.clock.sleep(backoff.next(self.shared.random.as_ref())).await;
         };
-        if let Some(record) = &mut self.record {
-            record.endpoints = machine::endpoints(&prepared);
-        }
-        self.enter(IncarnationState::Starting, None).await;
+        self.enter(self.coming_up(), None).await;
         backoff.reset();
         loop {
-            let starting = self.shared.driver.start(&self.name, StartFrom::Boot, false);
+            let starting = self.shared.driver.start(&self.name, from.clone(), false);
             let Err(error) = self.shared.drive("controller.start", Default::default(), starting).await else {
                 return Ok(());
             };
@@ -70,14 +76,35 @@ impl Worker {
             }
             if !error.is_retryable() || self.shared.clock.monotonic() >= deadline {
                 tracing::warn!(?error, incarnation = %self.id, "its machine could not be started");
-                return Err(NotUp { reason: reasons::not_started(&error) });
+                let is_snapshot =
+                    restores && matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotSupported);
+                let reason = if is_snapshot { reasons::not_restored } else { reasons::not_started }(&error);
+                return Err(NotUp { reason });
             }
             self.shared.clock.sleep(backoff.next(self.shared.random.as_ref())).await;
         }
     }
 
-    /// Makes the machine, and says what that waits for when it takes long.
-    async fn prepare(&mut self, most: Duration) -> Result<Prepared> {
+    /// Makes the machine, says what that waits for when it takes long, and writes down what it is loaded from before it can be.
+    async fn prepare(&mut self, most: Duration) -> Result<StartFrom> {
+        let Made { prepared, loaded } = self.make(most).await?;
+        let Some(record) = &mut self.record else { return Ok(StartFrom::Boot) };
+        record.endpoints = machine::endpoints(&prepared);
+        let Some(Loaded { artefacts, agent, agent_key }) = loaded else { return Ok(StartFrom::Boot) };
+        let restored = Some(RestoredAgent { incarnation: agent, key: agent_key });
+        if record.restored != restored {
+            record.restored = restored;
+            if !self.write("what it is loaded from").await {
+                if let Some(record) = &mut self.record {
+                    record.restored = None;
+                }
+                return Err(Error::unavailable("controller.prepare", "the record could not be written"));
+            }
+        }
+        Ok(StartFrom::Snapshot(artefacts))
+    }
+
+    async fn make(&mut self, most: Duration) -> Result<Made> {
         let (shared, name, record) = (Arc::clone(&self.shared), self.name.clone(), self.record.clone());
         let making = async {
             let missing = || Error::internal("controller.prepare", "there is no record to make a machine of");
@@ -85,13 +112,14 @@ impl Worker {
         };
         let mut making = Box::pin(shared.within("controller.prepare", most, making));
         let mut told = None;
+        let fetching = self.restores().then_some("Its snapshot is being fetched.");
         loop {
             tokio::select! {
                 biased;
                 made = &mut making => return made,
                 () = shared.clock.sleep(LONG) => {}
             }
-            let waited_for = shared.driver.waited_for();
+            let waited_for = shared.driver.waited_for().or_else(|| fetching.map(str::to_owned));
             if waited_for != told {
                 let reason = waited_for.as_deref().map(reasons::waits_for);
                 told = waited_for;
@@ -100,10 +128,20 @@ impl Worker {
         }
     }
 
-    /// Whether what it starts from can be started here.
-    pub(super) fn unsupported_source(&self) -> Option<Reason> {
-        let source = self.record.as_ref().map(|record| &record.assignment.source);
-        matches!(source, Some(Source::Snapshot(_))).then(reasons::snapshots_unsupported)
+    fn restores(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.assignment.restore.is_some())
+    }
+
+    /// Why what it starts from cannot be started here.
+    fn unfit(&self) -> Option<Reason> {
+        let assignment = &self.record.as_ref()?.assignment;
+        match (&assignment.restore, &assignment.source) {
+            (Some(order), _) => {
+                order.platform.misfit(&self.shared.driver_info()).map(|why| reasons::misfit(&why))
+            }
+            (None, Source::Snapshot(_)) => Some(reasons::snapshot_unnamed()),
+            (None, _) => None,
+        }
     }
 
     /// An end that a machine brought about that never came up or broke down.
@@ -113,8 +151,15 @@ impl Worker {
     }
 }
 
+/// A machine that can be started.
+struct Made {
+    prepared: Prepared,
+    /// What it is to be loaded from, when it does not boot.
+    loaded: Option<Loaded>,
+}
+
 /// Makes everything local that the machine is made from, and the machine.
-async fn make(shared: &Shared, name: &IncarnationName, record: &IncarnationRecord) -> Result<Prepared> {
+async fn make(shared: &Shared, name: &IncarnationName, record: &IncarnationRecord) -> Result<Made> {
     let (assignment, artefacts) = (&record.assignment, &shared.artefacts);
     let _turn = shared.preparations.acquire().await.map_err(|closed| {
         Error::unavailable("controller.prepare", "the controller is closing").with_source(closed)
@@ -126,18 +171,29 @@ async fn make(shared: &Shared, name: &IncarnationName, record: &IncarnationRecor
         rootfs: artefacts.rootfs(&assignment.image).await?,
         layer,
     };
-    let size = assignment.spec.root_disk_mib.saturating_mul(1024 * 1024);
-    artefacts.writable_layer(&local.layer, size).await?;
+    let loaded = match &assignment.restore {
+        Some(order) => {
+            // A disk that a guest may have run on already is not put back.
+            let disk = record.restored.is_none().then_some(local.layer.as_path());
+            Some(shared.snapshots.load(order, disk).await?)
+        }
+        None => {
+            let size = assignment.spec.root_disk_mib.saturating_mul(1024 * 1024);
+            artefacts.writable_layer(&local.layer, size).await?;
+            None
+        }
+    };
     let spec = machine::machine_spec(record, &local, shared.capabilities.user_network)?;
     let preparing =
         || shared.drive("controller.prepare", Default::default(), shared.driver.prepare(name, &spec));
-    match preparing().await {
+    let prepared = match preparing().await {
         // Made by an earlier process from other files, and never started: made anew.
         Err(error) if error.kind() == ErrorKind::Conflict => {
             let destroying = shared.driver.destroy(name);
             shared.drive("controller.destroy", Default::default(), destroying).await?;
-            preparing().await
+            preparing().await?
         }
-        done => done,
-    }
+        done => done?,
+    };
+    Ok(Made { prepared, loaded })
 }

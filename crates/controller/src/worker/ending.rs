@@ -232,7 +232,7 @@ impl Worker {
                 (Some((session, _)), _) => session,
                 (None, Some(record)) => {
                     let (shared, identity) = (Arc::clone(&self.shared), machine::identity(record));
-                    GuestSession::start(shared, self.id, self.name.clone(), identity, paused)
+                    GuestSession::start(shared, self.id, self.name.clone(), identity, None, paused)
                 }
                 (None, None) => return,
             };
@@ -261,6 +261,7 @@ impl Worker {
     /// Removes the machine and its ephemeral disk.
     async fn take_away(&self) -> Result<()> {
         self.destroy().await?;
+        self.discard_saved().await?;
         self.shared.folder.remove_ephemeral_disk(self.id).await
     }
 
@@ -317,6 +318,7 @@ impl Worker {
         loop {
             let forgotten = async {
                 self.destroy().await?;
+                self.discard_saved().await?;
                 self.shared.folder.remove_logs(self.id).await?;
                 self.shared.folder.remove_incarnation(self.id).await
             };

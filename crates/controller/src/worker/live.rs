@@ -8,7 +8,8 @@ use flames_model::{IncarnationState, Reason, ReasonCode, Wanted};
 use flames_vmm::{Observation, Phase};
 use tokio::sync::watch;
 
-use super::session::GuestSession;
+use super::saving::SnapshotRun;
+use super::session::{GuestSession, Introduction};
 use super::{GuestView, Told, Worker, reasons};
 use crate::backoff::Backoff;
 use crate::machine;
@@ -19,17 +20,19 @@ use crate::shared::Claim;
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What a run's worker knows beside its record.
-struct Run {
-    session: GuestSession,
+pub(super) struct Run {
+    pub(super) session: GuestSession,
     view: watch::Receiver<GuestView>,
-    paused: bool,
+    pub(super) paused: bool,
     /// Until when the agent must have answered; none once it has.
     agent_deadline: Option<Monotonic>,
     /// Since when the driver cannot tell the machine's phase.
     unknown_since: Option<Monotonic>,
     /// The order whose pause the driver refused for good.
     refused: Option<u64>,
-    backoff: Backoff,
+    pub(super) backoff: Backoff,
+    /// The snapshot that is taken of it.
+    pub(super) snapshot: SnapshotRun,
     /// Not to pause or resume before.
     retry_at: Option<Monotonic>,
     connected: bool,
@@ -38,10 +41,6 @@ struct Run {
 impl Worker {
     /// Brings the run on, until it has ended or an order must be looked at.
     pub(super) async fn work(&mut self) {
-        if let Some(reason) = self.unsupported_source() {
-            self.fail(reason).await;
-            return;
-        }
         let Some(record) = &self.record else { return };
         let (vm, phase) = (record.assignment.vm, record.phase);
         if self.claim.is_none() {
@@ -110,6 +109,7 @@ impl Worker {
             self.id,
             self.name.clone(),
             machine::identity(record),
+            self.introduction(),
             paused,
         );
         if let Some(live) = self.shared.live().get_mut(&self.id) {
@@ -125,11 +125,12 @@ impl Worker {
             unknown_since: None,
             refused: None,
             backoff: Backoff::new(&timings),
+            snapshot: SnapshotRun::default(),
             retry_at: None,
             connected: false,
         };
         let state = match (booting, paused) {
-            (true, _) => IncarnationState::Starting,
+            (true, _) => self.coming_up(),
             (false, true) => IncarnationState::Paused,
             (false, false) => IncarnationState::Running,
         };
@@ -152,6 +153,9 @@ impl Worker {
                 return self.end_asked(run.session, run.paused).await;
             }
             self.converge_pause(&mut run).await;
+            self.converge_snapshot(&mut run).await;
+            // Let run on at once, if it was saved just now.
+            self.converge_pause(&mut run).await;
             if self.wait(&mut run).await && self.look(&mut run).await {
                 return;
             }
@@ -164,6 +168,22 @@ impl Worker {
                     reasons::agent_silent(timings.agent_ready, line.as_deref(), last_error.as_deref());
                 return self.fail(reason).await;
             }
+        }
+    }
+
+    /// What the guest must be told before it is taken for up, when it was loaded from a snapshot and does not know it yet.
+    fn introduction(&self) -> Option<Introduction> {
+        let record = self.record.as_ref().filter(|record| record.phase == RecordPhase::Accepted)?;
+        let old = machine::old_identity(record)?;
+        let request = machine::restored_request(record, self.shared.capabilities.user_network);
+        Some(Introduction { old, request })
+    }
+
+    /// The state of a guest that is not up yet.
+    pub(super) fn coming_up(&self) -> IncarnationState {
+        match self.record.as_ref().and_then(|record| record.assignment.restore.as_ref()) {
+            Some(_) => IncarnationState::Restoring,
+            None => IncarnationState::Starting,
         }
     }
 
@@ -230,7 +250,7 @@ impl Worker {
                     // The guest's clock stood still. A guest that does not take the time keeps its own.
                     let _ = self.shared.within("controller.set_clock", limit, guest.set_clock(epoch)).await;
                 }
-                let state = if booting { IncarnationState::Starting } else { IncarnationState::Running };
+                let state = if booting { self.coming_up() } else { IncarnationState::Running };
                 self.enter(state, None).await;
             }
             Err(error) if want_paused && error.kind() == ErrorKind::NotSupported => {
@@ -254,7 +274,7 @@ impl Worker {
     async fn wait(&mut self, run: &mut Run) -> bool {
         let now = self.shared.clock.monotonic();
         let mut most = self.shared.config.timings.observe;
-        for at in [run.agent_deadline, run.retry_at].into_iter().flatten() {
+        for at in [run.agent_deadline, run.retry_at, run.snapshot.retry_at].into_iter().flatten() {
             most = most.min(at.saturating_since(now));
         }
         if run.unknown_since.is_some() {
@@ -274,6 +294,7 @@ impl Worker {
                 let connected = run.view.borrow().guest.is_some();
                 std::mem::replace(&mut run.connected, connected) && !connected
             }
+            () = run.snapshot.ended() => false,
             () = self.nudge.notified() => true,
             () = self.shared.clock.sleep(most) => true,
         }
@@ -282,7 +303,8 @@ impl Worker {
     fn renew_session(&self, run: &mut Run) {
         let Some(record) = &self.record else { return };
         let (shared, identity) = (std::sync::Arc::clone(&self.shared), machine::identity(record));
-        run.session = GuestSession::start(shared, self.id, self.name.clone(), identity, run.paused);
+        let (name, introduction) = (self.name.clone(), self.introduction());
+        run.session = GuestSession::start(shared, self.id, name, identity, introduction, run.paused);
         run.view = run.session.view.clone();
         if let Some(live) = self.shared.live().get_mut(&self.id) {
             live.guest = Some(run.view.clone());

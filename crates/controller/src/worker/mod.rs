@@ -12,6 +12,7 @@ mod bring_up;
 mod ending;
 mod live;
 mod reasons;
+mod saving;
 mod session;
 
 use std::sync::Arc;
@@ -154,17 +155,13 @@ impl Worker {
     async fn step(&mut self) -> Step {
         let Some(record) = &self.record else { return Step::Done };
         match record.phase {
-            RecordPhase::Purged => {
-                self.send_report().await;
-                Step::Done
-            }
             RecordPhase::Released if record.assignment.wanted == Wanted::Purged => {
                 self.purge().await;
                 Step::Again
             }
-            RecordPhase::Released => {
+            RecordPhase::Released | RecordPhase::Purged => {
                 self.send_report().await;
-                Step::Done
+                if self.disclaim_snapshot().await { Step::Done } else { Step::Again }
             }
             RecordPhase::Accepted | RecordPhase::Running if record.ending.is_some() => {
                 self.release(None).await;
@@ -206,6 +203,8 @@ impl Worker {
             endpoints: Vec::new(),
             timeline: Default::default(),
             ending: None,
+            saving: None,
+            restored: None,
         };
         self.record = Some(record);
         if self.stray {

@@ -70,8 +70,29 @@ pub(crate) fn machine_unclear() -> Reason {
     )
 }
 
-pub(crate) fn snapshots_unsupported() -> Reason {
-    Reason::new(ReasonCode::NotPrepared, "This version cannot start a VM from a snapshot.")
+/// Why this host cannot load a guest, as a part of a sentence.
+pub(crate) fn misfit(why: &str) -> Reason {
+    Reason::new(ReasonCode::Incompatible, format!("The host cannot load the VM's snapshot: {why}."))
+}
+
+pub(crate) fn snapshot_unnamed() -> Reason {
+    Reason::new(ReasonCode::SnapshotUnusable, "The host was not told what the VM's snapshot consists of.")
+}
+
+pub(crate) fn not_restored(error: &Error) -> Reason {
+    Reason::new(ReasonCode::SnapshotUnusable, format!("The VM could not be restored: {}", sentence(error)))
+}
+
+pub(crate) fn not_saved(error: &Error) -> Reason {
+    Reason::new(ReasonCode::SnapshotFailed, format!("The guest could not be saved: {}", sentence(error)))
+}
+
+pub(crate) fn not_stored(error: &Error) -> Reason {
+    Reason::new(ReasonCode::SnapshotFailed, format!("The snapshot could not be stored: {}", sentence(error)))
+}
+
+pub(crate) fn ended_unsaved() -> Reason {
+    Reason::new(ReasonCode::SnapshotFailed, "The VM ended before its snapshot was stored.")
 }
 
 pub(crate) fn agent_silent(

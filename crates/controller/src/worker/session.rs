@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use flames_clock::Monotonic;
+use flames_clock::{Monotonic, RandomExt};
 use flames_error::{Error, ErrorKind, Result};
-use flames_guest_protocol::Identity;
 use flames_guest_protocol::client::ProcessEvent;
-use flames_guest_protocol::message::{AttachRequest, MAIN_PROCESS, ProcessExit};
+use flames_guest_protocol::message::{AttachRequest, MAIN_PROCESS, ProcessExit, RestoredRequest};
+use flames_guest_protocol::{AgentKey, Identity, SecretString};
 use flames_model::IncarnationId;
 use flames_vmm::{AGENT_PORT, IncarnationName};
 use futures::FutureExt;
@@ -60,11 +60,12 @@ impl GuestSession {
         id: IncarnationId,
         name: IncarnationName,
         identity: Identity,
+        introduction: Option<Introduction>,
         paused: bool,
     ) -> Self {
         let (view_sender, view) = watch::channel(GuestView::default());
         let (paused_sender, paused) = watch::channel(paused);
-        let keeper = Keeper { shared, id, name, identity, view: view_sender, paused };
+        let keeper = Keeper { shared, id, name, identity, introduction, view: view_sender, paused };
         Self { view, paused: paused_sender, task: tokio::spawn(keeper.run()) }
     }
 
@@ -79,11 +80,21 @@ impl GuestSession {
     }
 }
 
+/// What a guest that was loaded from a snapshot must be told before it is taken for up.
+#[derive(Debug, Clone)]
+pub(crate) struct Introduction {
+    /// Who its agent takes itself for.
+    pub(crate) old: Identity,
+    /// What it is from now on; clock and seed are filled in when it is sent.
+    pub(crate) request: RestoredRequest,
+}
+
 struct Keeper {
     shared: Arc<Shared>,
     id: IncarnationId,
     name: IncarnationName,
     identity: Identity,
+    introduction: Option<Introduction>,
     view: watch::Sender<GuestView>,
     paused: watch::Receiver<bool>,
 }
@@ -92,6 +103,8 @@ impl Keeper {
     async fn run(mut self) {
         let mut backoff = Backoff::new(&self.shared.config.timings);
         let mut booting = Backoff::between(BOOTING_RETRY.0, BOOTING_RETRY.1);
+        // A guest within this process, as simulated ones are, has begun before it is asked, and answers at once.
+        tokio::task::yield_now().await;
         loop {
             if self.paused.wait_for(|paused| !*paused).await.is_err() {
                 return;
@@ -129,15 +142,42 @@ impl Keeper {
         }
     }
 
-    async fn connect(&self) -> Result<Arc<dyn Guest>> {
+    async fn connect(&mut self) -> Result<Arc<dyn Guest>> {
+        self.introduce().await?;
         let (shared, limit) = (&self.shared, self.shared.config.timings.guest_call);
-        let connecting = shared.driver.connect(&self.name, AGENT_PORT);
-        let stream = shared.within("controller.connect", limit, connecting).await?;
-        let greeting = shared.guests.connect(stream, &self.identity);
-        let guest: Arc<dyn Guest> = Arc::from(shared.within("controller.greet", limit, greeting).await?);
+        let guest = self.greet(&self.identity).await?;
         let info = shared.within("controller.info", limit, guest.info()).await?;
         tracing::debug!(incarnation = %self.id, kernel = info.kernel, uptime_ms = info.uptime_ms, "the guest is up");
         Ok(guest)
+    }
+
+    async fn greet(&self, identity: &Identity) -> Result<Arc<dyn Guest>> {
+        let (shared, limit) = (&self.shared, self.shared.config.timings.guest_call);
+        let connecting = shared.driver.connect(&self.name, AGENT_PORT);
+        let stream = shared.within("controller.connect", limit, connecting).await?;
+        let greeting = shared.guests.connect(stream, identity);
+        Ok(Arc::from(shared.within("controller.greet", limit, greeting).await?))
+    }
+
+    /// Tells a guest that was loaded from a snapshot what it is. One that knows it already refuses its old identity.
+    async fn introduce(&mut self) -> Result<()> {
+        let Some(Introduction { old, request }) = self.introduction.clone() else { return Ok(()) };
+        let (shared, limit) = (&self.shared, self.shared.config.timings.guest_call);
+        match self.greet(&old).await {
+            Ok(guest) => {
+                let seed: [u8; 32] = shared.random.bytes();
+                let request = RestoredRequest {
+                    epoch_ms: u64::try_from(shared.clock.now().as_millisecond()).unwrap_or(0),
+                    seed: SecretString::new(AgentKey::from_bytes(seed).to_hex()),
+                    ..request
+                };
+                shared.within("controller.introduce", limit, guest.restored(request)).await?;
+            }
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(error),
+        }
+        self.introduction = None;
+        Ok(())
     }
 
     /// Follows the workload until the session is gone.

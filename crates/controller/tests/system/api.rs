@@ -8,13 +8,13 @@ use async_trait::async_trait;
 use flames_client::HostApi;
 use flames_client::wire::host::{
     Assigned, AssignmentsPage, Changes, HostSession, RegisterRequest, Registered, Renewed, ReportBatch,
-    ReportOutcome,
+    ReportOutcome, SnapshotReport, SnapshotReportOutcome,
 };
 use flames_clock::{Clock, SimulatedClock};
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{
     Assignment, ControllerId, Incarnation, IncarnationId, IncarnationState, Refusal, Report, SessionToken,
-    Wanted, apply_report,
+    Snapshot, SnapshotId, SnapshotRefusal, Wanted, apply_report, apply_snapshot_report,
 };
 use uuid::Uuid;
 
@@ -40,6 +40,7 @@ struct Inner {
     log: Vec<IncarnationId>,
     incarnations: BTreeMap<IncarnationId, Incarnation>,
     reports: Vec<Report>,
+    snapshots: BTreeMap<SnapshotId, Snapshot>,
     largest_batch: usize,
 }
 
@@ -85,6 +86,35 @@ impl FakeApi {
 
     pub(crate) fn reports(&self) -> Vec<Report> {
         self.inner().reports.clone()
+    }
+
+    /// Orders a snapshot.
+    pub(crate) fn order(&self, id: IncarnationId, snapshot: Snapshot) {
+        let assignment = self.inner().assignments[&id].clone();
+        let ordered = Some(snapshot.id);
+        self.inner().snapshots.insert(snapshot.id, snapshot);
+        self.assign(Assignment { snapshot: ordered, ..assignment });
+    }
+
+    /// Withdraws the order of a snapshot, and forgets the snapshot.
+    pub(crate) fn withdraw(&self, id: IncarnationId) {
+        let assignment = self.inner().assignments[&id].clone();
+        if let Some(snapshot) = assignment.snapshot {
+            self.inner().snapshots.remove(&snapshot);
+        }
+        self.assign(Assignment { snapshot: None, ..assignment });
+    }
+
+    pub(crate) fn has_snapshot(&self, id: SnapshotId) -> bool {
+        self.inner().snapshots.contains_key(&id)
+    }
+
+    pub(crate) fn assignment(&self, id: IncarnationId) -> Assignment {
+        self.inner().assignments[&id].clone()
+    }
+
+    pub(crate) fn snapshot(&self, id: SnapshotId) -> Snapshot {
+        self.inner().snapshots[&id].clone()
     }
 
     pub(crate) fn largest_batch(&self) -> usize {
@@ -280,5 +310,32 @@ impl HostApi for FakeApi {
             return Err(Error::new(ErrorKind::OutcomeUnknown, "fake", "the answer is lost"));
         }
         Ok(outcomes)
+    }
+
+    async fn report_snapshot(
+        &self,
+        session: &HostSession,
+        report: &SnapshotReport,
+    ) -> Result<SnapshotReportOutcome> {
+        let mut inner = self.check(session)?;
+        let Some(known) = inner.snapshots.get(&report.snapshot).cloned() else {
+            return Ok(SnapshotReportOutcome::Over);
+        };
+        let after = match apply_snapshot_report(&known, report, self.clock.now()) {
+            Ok(after) => after,
+            Err(SnapshotRefusal::Stale) if known.state.is_under_way() => {
+                return Ok(SnapshotReportOutcome::Taken);
+            }
+            Err(SnapshotRefusal::NotNamed) => return Ok(SnapshotReportOutcome::NotNamed),
+            Err(_) => return Ok(SnapshotReportOutcome::Over),
+        };
+        let over = !after.state.is_under_way();
+        inner.snapshots.insert(after.id, after);
+        let assignment = inner.assignments.get(&report.incarnation).cloned();
+        drop(inner);
+        if let Some(assignment) = assignment.filter(|_| over) {
+            self.assign(Assignment { snapshot: None, ..assignment });
+        }
+        Ok(SnapshotReportOutcome::Taken)
     }
 }

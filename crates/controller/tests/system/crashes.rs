@@ -44,7 +44,7 @@ async fn killed_at(
     killed
 }
 
-async fn killed_everywhere(
+pub(crate) async fn killed_everywhere(
     story: impl AsyncFn(&World) -> Vec<IncarnationId>,
     check: impl Fn(&World, &[Incarnation]),
     least: i64,

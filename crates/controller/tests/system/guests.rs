@@ -21,7 +21,8 @@ use flames_error::{Error, ErrorKind, Result};
 use flames_guest_protocol::client::ProcessEvent;
 use flames_guest_protocol::message::{
     AttachRequest, DirectoryEntry, ExecRequest, FileKind, FileStatus, Info, ListDirectoryRequest,
-    MakeDirectoryRequest, ProcessExit, ProcessStatus, ReadFileRequest, TerminalSize, WriteFileRequest,
+    MakeDirectoryRequest, ProcessExit, ProcessStatus, ReadFileRequest, RestoredRequest, TerminalSize,
+    WriteFileRequest,
 };
 use flames_guest_protocol::{GuestConfig, Identity};
 use flames_vmm::{AGENT_PORT, GuestStream, IncarnationName, SecretBytes};
@@ -38,6 +39,8 @@ pub(crate) struct Guests(Mutex<BTreeMap<String, Arc<Inside>>>);
 #[derive(Debug)]
 pub(crate) struct Inside {
     pub(crate) config: GuestConfig,
+    /// Who its agent takes itself for, and the host name.
+    who: Mutex<(Identity, String)>,
     state: watch::Sender<State>,
 }
 
@@ -51,6 +54,9 @@ pub(crate) struct State {
     pub(crate) input: Vec<u8>,
     pub(crate) files: BTreeMap<String, Vec<u8>>,
     pub(crate) epoch_ms: Option<u64>,
+    pub(crate) flushed: u32,
+    /// The seed and the machine's id that it was told after it was loaded.
+    pub(crate) restored: Option<(String, String)>,
 }
 
 impl Guests {
@@ -62,6 +68,10 @@ impl Guests {
 impl Inside {
     pub(crate) fn state(&self) -> State {
         self.state.borrow().clone()
+    }
+
+    pub(crate) fn hostname(&self) -> String {
+        self.who.lock().unwrap().1.clone()
     }
 
     fn exits(&self, code: Option<i32>, signal: Option<i32>, start_error: Option<&str>) {
@@ -96,7 +106,10 @@ impl GuestProgram for Program {
         guest: SimulatedGuest,
     ) -> GuestFuture {
         let config = GuestConfig::decode(&config.0).unwrap();
-        let inside = Arc::new(Inside { config, state: watch::Sender::default() });
+        let identity = Identity { incarnation: config.incarnation.clone(), key: config.key.clone() };
+        let who = Mutex::new((identity, config.hostname.clone()));
+        let inside = Arc::new(Inside { config, who, state: watch::Sender::default() });
+        let name = incarnation.to_string();
         self.0.0.lock().unwrap().insert(incarnation.to_string(), Arc::clone(&inside));
         Box::pin(async move {
             guest.write_console("kernel: hello\n");
@@ -109,8 +122,11 @@ impl GuestProgram for Program {
             let mut listener = guest.listen(AGENT_PORT);
             let echo = async {
                 while let Some(mut stream) = listener.accept().await {
+                    let name = name.clone();
                     guest.spawn(async move {
                         let mut byte = [0];
+                        // Which machine this is.
+                        let _ = stream.write_all(format!("{name}\n").as_bytes()).await;
                         while stream.read_exact(&mut byte).await.is_ok()
                             && stream.write_all(&byte).await.is_ok()
                         {}
@@ -181,11 +197,18 @@ pub(crate) struct Connector(pub(crate) Arc<Guests>);
 impl GuestConnector for Connector {
     async fn connect(&self, mut stream: GuestStream, identity: &Identity) -> Result<Box<dyn Guest>> {
         let gone = |_| Error::unavailable("guest.connect", "the agent does not answer");
+        let mut name = String::new();
+        loop {
+            match stream.read_u8().await.map_err(gone)? {
+                b'\n' => break,
+                byte => name.push(char::from(byte)),
+            }
+        }
         stream.write_all(b"h").await.map_err(gone)?;
         stream.read_exact(&mut [0]).await.map_err(gone)?;
-        let inside =
-            self.0.inside(&identity.incarnation).ok_or_else(|| Error::internal("guest", "nobody"))?;
-        if inside.config.key.to_hex() != identity.key.to_hex() {
+        let inside = self.0.inside(&name).ok_or_else(|| Error::internal("guest", "nobody"))?;
+        let who = inside.who.lock().unwrap().0.clone();
+        if who.incarnation != identity.incarnation || who.key.to_hex() != identity.key.to_hex() {
             return Err(Error::new(ErrorKind::PermissionDenied, "guest.connect", "another key"));
         }
         let (mut read, write) = tokio::io::split(stream);
@@ -229,11 +252,12 @@ fn status(size: usize) -> FileStatus {
 impl Guest for Session {
     async fn info(&self) -> Result<Info> {
         self.check()?;
+        let (identity, hostname) = self.inside.who.lock().unwrap().clone();
         Ok(Info {
             agent_version: "test".to_owned(),
-            incarnation: self.inside.config.incarnation.clone(),
+            incarnation: identity.incarnation,
             kernel: "test".to_owned(),
-            hostname: self.inside.config.hostname.clone(),
+            hostname,
             init: true,
             uptime_ms: 1,
             boot: Vec::new(),
@@ -242,6 +266,19 @@ impl Guest for Session {
     async fn set_clock(&self, epoch_ms: u64) -> Result<()> {
         self.check()?;
         self.inside.state.send_modify(|state| state.epoch_ms = Some(epoch_ms));
+        Ok(())
+    }
+    async fn flush(&self) -> Result<()> {
+        self.check()?;
+        self.inside.state.send_modify(|state| state.flushed += 1);
+        Ok(())
+    }
+    async fn restored(&self, request: RestoredRequest) -> Result<()> {
+        self.check()?;
+        let RestoredRequest { incarnation, key, hostname, seed, machine_id, .. } = request;
+        *self.inside.who.lock().unwrap() = (Identity { incarnation, key }, hostname);
+        let told = (seed.expose().to_owned(), machine_id);
+        self.inside.state.send_modify(|state| state.restored = Some(told));
         Ok(())
     }
     async fn shutdown(&self, _grace: Duration) -> Result<()> {

@@ -237,7 +237,7 @@ async fn an_image_that_is_gone_a_full_disk_and_a_kernel_that_is_none_are_told_ap
     let snapshot = fails(&world, |assignment| {
         assignment.source = flames_model::Source::Snapshot("one".to_owned());
     });
-    assert_eq!(snapshot.await.code, ReasonCode::NotPrepared);
+    assert_eq!(snapshot.await.code, ReasonCode::SnapshotUnusable);
 }
 
 #[tokio::test(start_paused = true)]

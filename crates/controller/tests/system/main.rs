@@ -8,6 +8,7 @@ mod crashes;
 mod guests;
 mod lifecycle;
 mod outages;
+mod snapshots;
 mod steps;
 mod streams;
 mod world;

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use flames_blob::{BlobInfo, BlobKey, BlobPage, BlobRead, BlobStore, ByteStream, PutOptions};
 use flames_client::HostApi;
 use flames_client::wire::host::{
     AssignmentsPage, Changes, HostSession, RegisterRequest, Registered, Renewed, ReportBatch, ReportOutcome,
+    SnapshotReport, SnapshotReportOutcome,
 };
 use flames_controller::{HostFolder, IncarnationRecord, Kept, OutputEntry, OutputPage};
 use flames_error::Result;
@@ -228,5 +230,37 @@ impl HostApi for SteppedApi {
     }
     async fn report(&self, session: &HostSession, batch: ReportBatch) -> Result<Vec<ReportOutcome>> {
         self.1.around(self.0.report(session, batch)).await
+    }
+    async fn report_snapshot(
+        &self,
+        session: &HostSession,
+        report: &SnapshotReport,
+    ) -> Result<SnapshotReportOutcome> {
+        self.1.around(self.0.report_snapshot(session, report)).await
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct SteppedBlobs(pub(crate) Arc<dyn BlobStore>, pub(crate) Arc<Steps>);
+
+#[async_trait]
+impl BlobStore for SteppedBlobs {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+    async fn put(&self, key: &BlobKey, stream: ByteStream, options: PutOptions) -> Result<BlobInfo> {
+        self.1.around(self.0.put(key, stream, options)).await
+    }
+    async fn get(&self, key: &BlobKey, range: Option<std::ops::Range<u64>>) -> Result<BlobRead> {
+        self.1.around(self.0.get(key, range)).await
+    }
+    async fn head(&self, key: &BlobKey) -> Result<BlobInfo> {
+        self.1.around(self.0.head(key)).await
+    }
+    async fn delete(&self, key: &BlobKey) -> Result<()> {
+        self.1.around(self.0.delete(key)).await
+    }
+    async fn list(&self, prefix: &str, after: Option<&BlobKey>, limit: usize) -> Result<BlobPage> {
+        self.0.list(prefix, after, limit).await
     }
 }

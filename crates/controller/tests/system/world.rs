@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use flames_blob_memory::MemoryBlobStore;
 use flames_clock::{Clock, ClockExt, SeededRandom, SimulatedClock};
 use flames_controller::{
-    Artefacts, Controller, ControllerConfig, ControllerParts, HostFolder, MemoryFolder, ShutdownMode, Timings,
+    Artefacts, Controller, ControllerConfig, ControllerParts, HostFolder, MemoryFolder, ShutdownMode,
+    SnapshotStore, Timings,
 };
 use flames_error::Result;
 use flames_model::{
@@ -16,13 +18,14 @@ use flames_model::{
     Incarnation, IncarnationId, IncarnationState, OnHostLoss, ProjectName, Resources, RestartPolicy, Source,
     VmId, VmName, VmSpec, Wanted,
 };
+use flames_simulated_guest::SimulatedDisk;
 use flames_vmm::{IncarnationName, VmDriver};
 use flames_vmm_simulated::{SimulatedConfig, SimulatedDriver, SimulatedHost, SimulatedTimings, Span};
 use uuid::Uuid;
 
 use crate::api::FakeApi;
 use crate::guests::{Connector, Guests, Inside, Program};
-use crate::steps::{SteppedApi, SteppedDriver, SteppedFolder, Steps};
+use crate::steps::{SteppedApi, SteppedBlobs, SteppedDriver, SteppedFolder, Steps};
 
 /// Artefacts that are always there; what is wrong with them is said by the image's digest.
 #[derive(Debug, Default)]
@@ -55,6 +58,9 @@ impl Artefacts for ImaginedArtefacts {
             )),
         }
     }
+    async fn default_kernel(&self) -> Result<Option<String>> {
+        Ok(Some("the host's".to_owned()))
+    }
     async fn initramfs(&self) -> Result<Option<PathBuf>> {
         Ok(Some(PathBuf::from("/initramfs")))
     }
@@ -73,6 +79,7 @@ pub(crate) struct World {
     pub(crate) host: Arc<SimulatedHost>,
     pub(crate) api: Arc<FakeApi>,
     pub(crate) folder: Arc<MemoryFolder>,
+    pub(crate) blobs: Arc<MemoryBlobStore>,
     pub(crate) guests: Arc<Guests>,
     pub(crate) steps: Arc<Steps>,
     pub(crate) config: ControllerConfig,
@@ -117,6 +124,7 @@ impl World {
         Self {
             api: FakeApi::new(Arc::clone(&clock)),
             folder: Arc::new(MemoryFolder::new(1 << 20)),
+            blobs: Arc::new(MemoryBlobStore::new(Arc::clone(&clock) as Arc<dyn Clock>)),
             steps: Arc::default(),
             clock,
             host,
@@ -135,6 +143,11 @@ impl World {
             artefacts: self.artefacts.clone(),
             guests: Arc::new(Connector(Arc::clone(&self.guests))),
             folder: Arc::new(SteppedFolder(self.folder.clone(), Arc::clone(&self.steps))),
+            snapshots: Arc::new(SnapshotStore::new(
+                Arc::new(SteppedBlobs(self.blobs.clone(), Arc::clone(&self.steps))),
+                Arc::new(SimulatedDisk::new(Arc::clone(&self.host), "/snapshots")),
+                "/snapshots",
+            )),
             clock: self.clock.clone(),
             random: self.random.clone(),
         }
@@ -168,6 +181,8 @@ impl World {
                 defaults: ImageDefaults::default(),
             },
             kernel: None,
+            restore: None,
+            snapshot: None,
         }
     }
 
@@ -222,7 +237,8 @@ impl World {
             self.until_purged(*id).await;
             self.api.unassign(*id, false);
         }
-        self.clock.advance(Duration::from_secs(1)).await;
+        // What was made local for them is swept a few seconds later.
+        self.clock.advance(Duration::from_secs(10)).await;
         controller.shutdown(ShutdownMode::LeaveRunning).await;
         assert_eq!(self.host.residue(), Vec::<String>::new());
         assert_eq!(self.folder.residue(), Vec::<String>::new());

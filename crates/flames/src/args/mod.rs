@@ -1,6 +1,7 @@
 //! The command line.
 
 pub(crate) mod parse;
+mod snapshot;
 mod up;
 mod vm;
 
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub(crate) use parse::{Forward, Place};
+pub(crate) use snapshot::{RestoreArgs, SnapshotAction};
 pub(crate) use up::{ConfigAction, DbAction, UpArgs};
 pub(crate) use vm::{
     AttachArgs, CopyArgs, ExecArgs, LifecycleArgs, LogsArgs, PortForwardArgs, PsArgs, RemoveArgs,
@@ -123,6 +125,14 @@ pub(crate) enum Command {
     /// Let paused VMs run on.
     #[command(after_help = "Example:\n  flames resume web-1")]
     Resume(LifecycleArgs),
+    /// Save VMs with their memory and disk, and look after what was saved.
+    #[command(visible_alias = "snapshots")]
+    Snapshot {
+        #[command(subcommand)]
+        action: SnapshotAction,
+    },
+    /// Make a VM of a snapshot.
+    Restore(RestoreArgs),
     /// Remove VMs with all that belongs to them.
     Rm(RemoveArgs),
     /// Show what happened.

@@ -99,7 +99,10 @@ fn show(output: Output, found: &[Check], tried: &[Tried], is_fatal: bool) -> Res
 
 /// Whether a Firecracker that says this of itself is supported.
 fn supports(said: &str) -> Result<String, String> {
-    let version = Version::from_program_output(said).map_err(|error| error.message().to_owned())?;
+    // The whole line of the program, or the version alone.
+    let version = Version::from_program_output(said)
+        .or_else(|error| said.trim().trim_start_matches('v').parse().map_err(|_| error))
+        .map_err(|error| error.message().to_owned())?;
     match version.refusal() {
         Some(refusal) => Err(refusal),
         None => Ok(version.to_string()),

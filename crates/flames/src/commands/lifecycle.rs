@@ -122,7 +122,8 @@ pub(super) async fn reached(client: &Client, vm: &Vm, hope: &str, deadline: Inst
     let id = vm.id.to_string();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let waited = match client.wait_vm(&id, hope, left.min(Duration::from_secs(60))).await {
+        // In short looks: of a VM that has failed nobody tells that it will not come so far.
+        let waited = match client.wait_vm(&id, hope, left.min(LOOK)).await {
             Ok(waited) => waited,
             // Its tombstone is gone too.
             Err(error) if error.kind() == ErrorKind::NotFound && hope == "deleted" => return Ok(vm.clone()),
@@ -145,6 +146,9 @@ pub(super) async fn reached(client: &Client, vm: &Vm, hope: &str, deadline: Inst
         }
     }
 }
+
+/// How long is waited before it is looked again whether the hope is in vain.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Whether the VM's present run came so far as to run.
 fn ran(vm: &Vm) -> bool {

@@ -15,6 +15,7 @@ mod logs;
 mod port_forward;
 mod run;
 mod show;
+mod snapshots;
 
 use std::process::ExitCode;
 
@@ -64,6 +65,8 @@ pub(crate) async fn carry_out(arguments: Arguments, output: Output) -> Outcome {
         Command::Resume(arguments) => {
             lifecycle::change(&context()?, lifecycle::Change::Resume, &arguments).await
         }
+        Command::Snapshot { action } => snapshots::snapshots(&context()?, action).await,
+        Command::Restore(arguments) => snapshots::restore(&context()?, arguments).await,
         Command::Rm(arguments) => lifecycle::remove(&context()?, &arguments).await,
         Command::Events { follow, controllers, vm, after } => {
             events::events(&context()?, follow, controllers, vm.as_deref(), after).await

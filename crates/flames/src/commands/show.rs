@@ -63,6 +63,7 @@ fn facts(vm: &Vm) -> Vec<Vec<String>> {
         format!("{} vCPU, {} MiB memory, {} MiB disk", spec.vcpus, spec.memory_mib, spec.root_disk_mib),
     );
     row("disk", format!("{:?}", spec.disk).to_lowercase());
+    row("restored from", vm.restored_from.map(|snapshot| snapshot.to_string()).unwrap_or_default());
     row("created", vm.created_at.to_string());
     row("deadline", vm.deadline.map(|at| at.to_string()).unwrap_or_default());
     if let Some(incarnation) = &vm.incarnation {

@@ -1,12 +1,12 @@
 //! What runs the VMs. Concrete drivers are named here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use flames_blob::BlobStore;
 use flames_clock::Clock;
-use flames_controller::{Artefacts, GuestConnector};
+use flames_controller::{Artefacts, GuestConnector, SnapshotFiles};
 use flames_vmm::VmDriver;
 use tokio::task::JoinHandle;
 
@@ -29,6 +29,8 @@ pub(super) struct Machines {
     pub(super) driver: Arc<dyn VmDriver>,
     pub(super) guests: Arc<dyn GuestConnector>,
     pub(super) artefacts: Arc<dyn Artefacts>,
+    /// The files of saved guests.
+    pub(super) files: Arc<dyn SnapshotFiles>,
     /// The kernel of VMs that name none, for people.
     pub(super) kernel: Option<String>,
     /// Finds out ahead of the first VM what accelerates it.
@@ -48,14 +50,19 @@ impl Machines {
         match arguments.driver {
             Driver::Qemu => qemu(base, folder, arguments, blobs, clock, output).await,
             Driver::Firecracker => firecracker(base, folder, arguments, blobs, clock, output).await,
-            Driver::Simulated => simulated(clock, output),
+            Driver::Simulated => simulated(base, clock, output),
         }
     }
 }
 
+/// Where saved guests are kept on their way to and from the BlobStore.
+pub(super) fn snapshots(base: &Path) -> PathBuf {
+    base.join("snapshots")
+}
+
 #[cfg(feature = "simulated")]
-fn simulated(clock: &Arc<dyn Clock>, output: Output) -> Result<Machines, Failure> {
-    use flames_simulated_guest::SimulatedGuests;
+fn simulated(base: &Path, clock: &Arc<dyn Clock>, output: Output) -> Result<Machines, Failure> {
+    use flames_simulated_guest::{SimulatedDisk, SimulatedGuests};
     use flames_vmm_simulated::{SimulatedConfig, SimulatedDriver, SimulatedHost, SimulatedTimings};
 
     output.say(
@@ -69,6 +76,7 @@ fn simulated(clock: &Arc<dyn Clock>, output: Output) -> Result<Machines, Failure
     };
     let host = SimulatedHost::new(config, Arc::clone(clock), Arc::new(flames_clock::SystemRandom));
     Ok(Machines {
+        files: Arc::new(SimulatedDisk::new(Arc::clone(&host), snapshots(base))),
         driver: Arc::new(SimulatedDriver::new(host)),
         guests: Arc::new(guests),
         artefacts: Arc::new(crate::simulated::NoArtefacts),
@@ -78,7 +86,7 @@ fn simulated(clock: &Arc<dyn Clock>, output: Output) -> Result<Machines, Failure
 }
 
 #[cfg(not(feature = "simulated"))]
-fn simulated(_clock: &Arc<dyn Clock>, _output: Output) -> Result<Machines, Failure> {
+fn simulated(_base: &Path, _clock: &Arc<dyn Clock>, _output: Output) -> Result<Machines, Failure> {
     Err(lacks("simulated"))
 }
 
@@ -92,7 +100,7 @@ fn lacks(feature: &str) -> Failure {
 /// What machines boot, made or found, and the images that they are made from.
 #[cfg(any(feature = "qemu", feature = "firecracker"))]
 struct Booting {
-    place: std::path::PathBuf,
+    place: PathBuf,
     files: super::boot::BootFiles,
     artefacts: flames_controller::LocalArtefacts,
 }
@@ -127,7 +135,7 @@ impl Booting {
     }
 
     /// Clears away what earlier VMs booted from and nobody needs.
-    fn prune(&self, needed: flames_error::Result<std::collections::BTreeSet<std::path::PathBuf>>) {
+    fn prune(&self, needed: flames_error::Result<std::collections::BTreeSet<PathBuf>>) {
         match needed {
             Ok(needed) => super::boot::prune(&self.place, &self.files.initramfs, &needed),
             // What is needed is not known, so all of it stays.
@@ -162,6 +170,7 @@ async fn firecracker(
         guests: Arc::new(flames_controller::AgentConnector::default()),
         kernel: booting.files.kernel.as_ref().map(|path| path.display().to_string()),
         artefacts: Arc::new(booting.artefacts),
+        files: Arc::new(flames_controller::DiskFiles),
         warming: None,
     })
 }
@@ -208,6 +217,7 @@ async fn qemu(
         driver,
         guests: Arc::new(flames_controller::AgentConnector::default()),
         artefacts: Arc::new(artefacts),
+        files: Arc::new(flames_controller::DiskFiles),
         kernel,
         warming,
     })

@@ -11,7 +11,7 @@ use flames_client::{Client, ClientConfig, HostClient};
 use flames_clock::{Clock, IdSource, Random, SystemRandom, UuidSource};
 use flames_controller::{
     Controller, ControllerConfig, ControllerParts, DEFAULT_OUTPUT_KEPT, FileFolder, GuestStreams, Offer,
-    ShutdownMode, Superseded, detect_capacity,
+    ShutdownMode, SnapshotStore, Superseded, detect_capacity,
 };
 use flames_error::Result;
 use flames_model::{IncarnationId, Labels, ProjectName, Resources};
@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use super::EPHEMERAL;
 use super::dial::{GuestDial, IngressUrls};
 use super::importer::Importer;
-use super::machines::Machines;
+use super::machines::{self, Machines};
 use crate::config::UpConfig;
 use crate::data::LockedFolder;
 use crate::exit::Failure;
@@ -132,6 +132,11 @@ impl Parts {
                 artefacts: machines.artefacts,
                 guests: machines.guests,
                 folder: Arc::new(folder),
+                snapshots: Arc::new(SnapshotStore::new(
+                    providers.blobs.clone(),
+                    machines.files,
+                    machines::snapshots(&base),
+                )),
                 clock: clock.clone(),
                 random,
             },

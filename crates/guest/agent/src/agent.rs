@@ -3,9 +3,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use flames_guest_protocol::config::WorkloadConfig;
+use flames_guest_protocol::config::{NetworkConfig, WorkloadConfig};
 use flames_guest_protocol::message::{
-    BootStep, ExecRequest, Info, MAIN_PROCESS, TerminalSize, is_process_id,
+    BootStep, ExecRequest, Info, MAIN_PROCESS, RestoredRequest, TerminalSize, is_process_id,
 };
 use flames_guest_protocol::{Error, ErrorKind, GuestChannel, GuestConfig, Identity, Result, SessionEnd};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -23,6 +23,8 @@ const MAIN_RING_BYTES: usize = 1024 * 1024;
 const EXEC_RING_BYTES: usize = 256 * 1024;
 /// A terminal whose size nobody has said yet.
 const DEFAULT_TERMINAL: TerminalSize = TerminalSize { rows: 24, columns: 80 };
+/// How long a session of an identity that is no more may go on: the answer to what replaced it is a few bytes.
+const LAST_ANSWER: Duration = Duration::from_millis(50);
 /// The longest grace of a shutdown.
 const MAX_GRACE: Duration = Duration::from_secs(3600);
 
@@ -53,8 +55,10 @@ pub struct ShutdownSignal {
 /// The agent of one guest: its processes, and the operations on them and on the guest.
 #[derive(Debug)]
 pub struct Agent {
-    identity: Identity,
-    hostname: String,
+    /// Who this guest is. Another one after it was restored from a snapshot.
+    identity: watch::Sender<Identity>,
+    hostname: Mutex<String>,
+    network: Mutex<Option<NetworkConfig>>,
     workload: WorkloadConfig,
     options: AgentOptions,
     boot: Mutex<Vec<BootStep>>,
@@ -79,8 +83,9 @@ impl Agent {
         let reaper = Reaper::new().map_err(|error| Error::from_io("watch for ended processes", &error))?;
         let reaping = tokio::spawn(reaper.run(Arc::downgrade(&table), options.init)).abort_handle();
         Ok(Arc::new(Self {
-            identity: Identity { incarnation: config.incarnation, key: config.key },
-            hostname: config.hostname,
+            identity: watch::Sender::new(Identity { incarnation: config.incarnation, key: config.key }),
+            hostname: Mutex::new(config.hostname),
+            network: Mutex::new(config.network),
             workload: config.workload.unwrap_or_default(),
             boot: Mutex::new(options.boot.clone()),
             options,
@@ -116,16 +121,29 @@ impl Agent {
 
     /// Serves one controller after the other on a byte stream, until it ends or fails.
     pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(self: &Arc<Self>, io: S) {
-        let mut channel = GuestChannel::new(io, self.identity.clone());
-        while channel.accept().await.is_ok() {
+        let mut identity = self.identity.subscribe();
+        let mut channel = GuestChannel::new(io, identity.borrow_and_update().clone());
+        loop {
+            tokio::select! {
+                biased;
+                // Its sender is this agent's own.
+                _ = identity.changed() => {
+                    channel.set_identity(identity.borrow_and_update().clone());
+                    continue;
+                }
+                accepted = channel.accept() => if accepted.is_err() { return },
+            }
             let mut operations = JoinSet::new();
             let _counted = Counted::new(&self.sessions);
-            let end = channel
-                .serve(|stream| {
-                    while operations.try_join_next().is_some() {}
-                    operations.spawn(operation::serve(self.clone(), stream));
-                })
-                .await;
+            let serving = channel.serve(|stream| {
+                while operations.try_join_next().is_some() {}
+                operations.spawn(operation::serve(self.clone(), stream));
+            });
+            let end = tokio::select! {
+                biased;
+                end = serving => end,
+                () = replaced(&mut identity) => SessionEnd::Superseded,
+            };
             operations.shutdown().await;
             match end {
                 SessionEnd::Disconnected => return,
@@ -133,6 +151,28 @@ impl Agent {
                 SessionEnd::Broken(why) => console::line(&format!("a session broke: {why}")),
             }
         }
+    }
+
+    /// Becomes what a restored guest is from now on: clock, randomness, names and network first, the identity last. Sessions of the old
+    /// identity end a moment later, so that the answer goes out.
+    ///
+    /// Errors: `InvalidInput` for a seed that is none; what the kernel refuses.
+    pub(crate) fn become_restored(&self, request: &RestoredRequest) -> Result<()> {
+        let old = {
+            let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+            match &request.network {
+                Some(new) => network.replace(new.clone()),
+                None => network.clone(),
+            }
+        };
+        crate::restored::apply(request, old.as_ref(), self.options.init)?;
+        if !request.hostname.is_empty() {
+            self.hostname.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&request.hostname);
+        }
+        self.boot_step("restored");
+        self.identity
+            .send_replace(Identity { incarnation: request.incarnation.clone(), key: request.key.clone() });
+        Ok(())
     }
 
     /// Waits until the host asks for a shutdown.
@@ -205,13 +245,11 @@ impl Agent {
         let node = system.nodename().to_string_lossy().into_owned();
         Info {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            incarnation: self.identity.incarnation.clone(),
+            incarnation: self.identity.borrow().incarnation.clone(),
             kernel: system.release().to_string_lossy().into_owned(),
-            hostname: if self.options.init || self.hostname.is_empty() {
-                node
-            } else {
-                self.hostname.clone()
-            },
+            hostname: Some(self.hostname.lock().unwrap_or_else(PoisonError::into_inner).clone())
+                .filter(|hostname| !self.options.init && !hostname.is_empty())
+                .unwrap_or(node),
             init: self.options.init,
             uptime_ms: crate::clock::uptime_ms(),
             boot: self.boot.lock().unwrap_or_else(PoisonError::into_inner).clone(),
@@ -280,6 +318,15 @@ impl Agent {
         env.extend(request.env.iter().cloned());
         env
     }
+}
+
+/// Returns a moment after the guest has become another: what was answered is on its way by then.
+async fn replaced(identity: &mut watch::Receiver<Identity>) {
+    let mut looked = identity.clone();
+    if looked.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(LAST_ANSWER).await;
 }
 
 /// A session while it lives.

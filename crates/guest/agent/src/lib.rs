@@ -15,6 +15,7 @@ pub mod console;
 mod operation;
 mod process;
 mod reaper;
+mod restored;
 mod user;
 mod watched;
 

@@ -248,6 +248,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> GuestChannel<S> {
         }
     }
 
+    /// Accepts from now on only controllers that hold this identity.
+    pub fn set_identity(&mut self, identity: Identity) {
+        self.identity = identity;
+    }
+
     /// The byte stream itself, to wait for its next peer.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.io

@@ -10,6 +10,7 @@
 //! * After [`VmDriver::destroy`] nothing of the incarnation is left on the host.
 //! * What a guest writes (console, channels) is bounded in size; it never grows the driver's memory or disk without limit.
 
+mod cpu;
 mod machine;
 mod types;
 
@@ -21,6 +22,7 @@ use async_trait::async_trait;
 use flames_error::Result;
 use futures::stream::BoxStream;
 
+pub use cpu::GuestCpu;
 pub use machine::{
     AddressRange, Bandwidth, BootSource, Drive, Egress, MachineSpec, NetworkPolicy, NetworkSpec, PortForward,
     SecretBytes,
@@ -53,7 +55,7 @@ pub trait VmDriver: Debug + Send + Sync + 'static {
     /// What this driver can do on this host, and whether it works here at all. May probe (bounded by the driver's own deadline)
     /// at the first call; cheap afterwards.
     ///
-    /// Cases: `the_capabilities_do_not_change`.
+    /// Cases: `the_capabilities_do_not_change`, `a_driver_that_saves_guests_tells_their_processor`.
     async fn capabilities(&self) -> Result<DriverCapabilities>;
 
     /// Every incarnation that is on this host, whatever process made it, each with its phase. The driver can work with each of

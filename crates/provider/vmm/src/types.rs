@@ -11,6 +11,8 @@ use flames_clock::Timestamp;
 use flames_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::GuestCpu;
+
 /// An incarnation's name: 1 to 48 bytes of `a-z 0-9 _`. Globally unique and never reused, so files and devices are named after
 /// it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -93,6 +95,8 @@ pub struct DriverCapabilities {
     pub snapshot: bool,
     /// Whether snapshots can be diffs of others.
     pub diff_snapshot: bool,
+    /// The processor that guests see. What was saved by one driver is loaded by another of the same name and version with the same one.
+    pub guest_cpu: GuestCpu,
     /// Whether user-mode networking works.
     pub user_network: bool,
     /// Whether tap networking works.

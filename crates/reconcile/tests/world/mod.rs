@@ -138,6 +138,9 @@ impl World {
                 version: None,
                 acceleration: "none".into(),
                 pause: true,
+                snapshot: true,
+                cpu: CpuFacts { vendor: "v".to_owned(), model: "m".to_owned(), features: "f".to_owned() },
+                default_kernel: None,
             },
         };
         let registered = self.service.register_controller(register.clone()).await.unwrap();

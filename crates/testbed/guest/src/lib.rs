@@ -10,9 +10,13 @@
 //! | `signal NUMBER` | ends by that signal |
 //! | `COMMAND ; COMMAND …` | one after the other, whatever each ends with; `exit` and `signal` end them all |
 //!
+//! A guest that is loaded from a snapshot has the files and the name of the one that was saved until it is told what it is; its workload
+//! begins anew.
+//!
 //! Anything else is not found in the image. Signals end a process. A port of a guest gives back what it gets. Folders are implied by the
 //! files in them.
 
+mod disk;
 mod files;
 mod machine;
 mod process;
@@ -28,14 +32,18 @@ use flames_error::{Error, ErrorKind, Result};
 use flames_guest_protocol::{GuestConfig, Identity};
 use flames_vmm::{AGENT_PORT, GuestStream, IncarnationName, SecretBytes};
 use flames_vmm_simulated::{GuestFuture, GuestProgram, SimulatedGuest};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use machine::Machine;
+use machine::{Machine, Who};
 use session::Session;
 
+pub use disk::SimulatedDisk;
+
 pub(crate) const OPERATION: &str = "guest.simulated";
+/// More bytes than an incarnation's name has.
+const LONGEST_NAME: usize = 128;
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -49,7 +57,7 @@ pub struct SimulatedGuests {
 }
 
 #[derive(Debug, Default)]
-struct Alive {
+pub(crate) struct Alive {
     by_incarnation: BTreeMap<String, Arc<Machine>>,
     /// Which incarnation has a host name; a VM's guests have the VM's.
     by_hostname: BTreeMap<String, String>,
@@ -69,6 +77,16 @@ impl SimulatedGuests {
     }
 }
 
+impl Alive {
+    /// Notes that a guest goes by a host name from now on.
+    pub(crate) fn goes_by(&mut self, hostname: &str, name: &str) {
+        let twin = self.by_hostname.insert(hostname.to_owned(), name.to_owned());
+        if let Some(twin) = twin.filter(|twin| twin != name) {
+            self.doubled.push(format!("{hostname}: {name} began while {twin} was alive"));
+        }
+    }
+}
+
 /// Forgets a guest when its machine is gone.
 struct Forget {
     alive: Arc<Mutex<Alive>>,
@@ -81,8 +99,9 @@ impl Drop for Forget {
         let mut alive = lock(&self.alive);
         if alive.by_incarnation.get(&self.name).is_some_and(|found| Arc::ptr_eq(found, &self.machine)) {
             alive.by_incarnation.remove(&self.name);
-            if alive.by_hostname.get(self.machine.hostname()) == Some(&self.name) {
-                alive.by_hostname.remove(self.machine.hostname());
+            let hostname = self.machine.who().hostname;
+            if alive.by_hostname.get(&hostname) == Some(&self.name) {
+                alive.by_hostname.remove(&hostname);
             }
         }
     }
@@ -101,16 +120,16 @@ impl GuestProgram for SimulatedGuests {
         };
         let name = incarnation.to_string();
         let workload = config.workload;
-        let machine =
-            Arc::new(Machine::new(config.key, config.hostname, guest.clone(), Arc::clone(&self.clock)));
+        let who = Who { incarnation: config.incarnation, key: config.key, hostname: config.hostname };
         let mut alive = lock(&self.alive);
-        let twin = alive.by_hostname.insert(machine.hostname().to_owned(), name.clone());
-        if let Some(twin) = twin.filter(|twin| *twin != name) {
-            let doubled = format!("{}: {name} began while {twin} was alive", machine.hostname());
-            alive.doubled.push(doubled);
+        // One that was loaded goes by another's name until it is told its own.
+        if who.incarnation == name {
+            alive.goes_by(&who.hostname, &name);
         }
+        let machine = Arc::new(Machine::new(who, guest.clone(), Arc::clone(&self.clock)));
         alive.by_incarnation.insert(name.clone(), Arc::clone(&machine));
         drop(alive);
+        let answers_as = name.clone();
         let forget = Forget { alive: Arc::clone(&self.alive), name, machine: Arc::clone(&machine) };
         Box::pin(async move {
             let _forget = forget;
@@ -121,7 +140,9 @@ impl GuestProgram for SimulatedGuests {
             let serve = async {
                 // One session at a time: a newer connection ends the older one.
                 let mut session: Option<GuestStream> = None;
-                while let Some(stream) = listener.accept().await {
+                while let Some(mut stream) = listener.accept().await {
+                    // Says which machine answers. Whoever is gone by then needs to know nothing.
+                    let _ = stream.write_all(format!("{answers_as}\n").as_bytes()).await;
                     drop(session.replace(stream));
                 }
                 std::future::pending::<()>().await;
@@ -138,9 +159,19 @@ impl GuestProgram for SimulatedGuests {
 #[async_trait]
 impl GuestConnector for SimulatedGuests {
     async fn connect(&self, mut stream: GuestStream, identity: &Identity) -> Result<Box<dyn Guest>> {
-        let machine = lock(&self.alive).by_incarnation.get(&identity.incarnation).cloned();
-        let machine = machine.ok_or_else(|| Error::unavailable(OPERATION, "no agent answers yet"))?;
-        if machine.key().to_hex() != identity.key.to_hex() {
+        let silent = || Error::unavailable(OPERATION, "no agent answers yet");
+        let mut name = Vec::new();
+        loop {
+            match stream.read_u8().await {
+                Ok(b'\n') => break,
+                Ok(byte) if name.len() < LONGEST_NAME => name.push(byte),
+                _ => return Err(silent()),
+            }
+        }
+        let name = String::from_utf8(name).map_err(|_| silent())?;
+        let machine = lock(&self.alive).by_incarnation.get(&name).cloned().ok_or_else(silent)?;
+        let who = machine.who();
+        if who.incarnation != identity.incarnation || who.key.to_hex() != identity.key.to_hex() {
             return Err(Error::new(
                 ErrorKind::PermissionDenied,
                 OPERATION,
@@ -149,12 +180,15 @@ impl GuestConnector for SimulatedGuests {
         }
         machine.guest.runs().await;
         let (closed, closing) = watch::channel(false);
+        let (closed, alive) = (Arc::new(closed), Arc::clone(&self.alive));
+        let close = Arc::clone(&closed);
         // Nothing is said on it. Its end is the session's.
         let watching = tokio::spawn(async move {
             while matches!(stream.read(&mut [0]).await, Ok(1)) {}
             closed.send_replace(true);
         });
-        Ok(Box::new(Session { machine, closing, _watching: Watching(watching.abort_handle()) }))
+        let _watching = Watching(watching.abort_handle());
+        Ok(Box::new(Session { machine, name, alive, closing, close, _watching }))
     }
 }
 

@@ -36,9 +36,16 @@ pub(crate) struct Machine {
     pub(crate) guest: SimulatedGuest,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) files: Files,
-    key: AgentKey,
-    hostname: String,
+    who: Mutex<Who>,
     processes: Mutex<BTreeMap<String, Arc<Process>>>,
+}
+
+/// Who a guest takes itself for.
+#[derive(Debug, Clone)]
+pub(crate) struct Who {
+    pub(crate) incarnation: String,
+    pub(crate) key: AgentKey,
+    pub(crate) hostname: String,
 }
 
 /// What a command ends the whole line with.
@@ -49,16 +56,17 @@ enum Ends {
 }
 
 impl Machine {
-    pub(crate) fn new(key: AgentKey, hostname: String, guest: SimulatedGuest, clock: Arc<dyn Clock>) -> Self {
-        Self { guest, clock, files: Files::default(), key, hostname, processes: Mutex::default() }
+    pub(crate) fn new(who: Who, guest: SimulatedGuest, clock: Arc<dyn Clock>) -> Self {
+        Self { guest, clock, files: Files::default(), who: Mutex::new(who), processes: Mutex::default() }
     }
 
-    pub(crate) fn key(&self) -> &AgentKey {
-        &self.key
+    pub(crate) fn who(&self) -> Who {
+        lock(&self.who).clone()
     }
 
-    pub(crate) fn hostname(&self) -> &str {
-        &self.hostname
+    /// Becomes another.
+    pub(crate) fn become_another(&self, who: Who) {
+        *lock(&self.who) = who;
     }
 
     pub(crate) fn now_ms(&self) -> u64 {

@@ -1,6 +1,6 @@
 //! A session with a simulated guest's agent.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,15 +9,15 @@ use flames_controller::{Guest, GuestFileWriter, GuestProcess};
 use flames_error::{Error, ErrorKind, Result};
 use flames_guest_protocol::message::{
     AttachRequest, DirectoryEntry, ExecRequest, FileStatus, Info, ListDirectoryRequest, MakeDirectoryRequest,
-    ProcessStatus, ReadFileRequest, TerminalSize, WriteFileRequest,
+    ProcessStatus, ReadFileRequest, RestoredRequest, TerminalSize, WriteFileRequest,
 };
 use flames_vmm::GuestStream;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::watch;
 
-use crate::machine::Machine;
-use crate::{OPERATION, Watching};
+use crate::machine::{Machine, Who};
+use crate::{Alive, OPERATION, Watching, lock};
 
 /// Bytes on their way through a guest's port.
 const PIPE: usize = 64 * 1024;
@@ -25,6 +25,10 @@ const PIPE: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) machine: Arc<Machine>,
+    /// The machine's name.
+    pub(crate) name: String,
+    pub(crate) alive: Arc<Mutex<Alive>>,
+    pub(crate) close: Arc<watch::Sender<bool>>,
     pub(crate) closing: watch::Receiver<bool>,
     pub(crate) _watching: Watching,
 }
@@ -48,7 +52,7 @@ impl Guest for Session {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             incarnation: machine.guest.incarnation().to_string(),
             kernel: "simulated".to_owned(),
-            hostname: machine.hostname().to_owned(),
+            hostname: machine.who().hostname,
             init: true,
             uptime_ms: 0,
             boot: Vec::new(),
@@ -57,6 +61,19 @@ impl Guest for Session {
 
     async fn set_clock(&self, _epoch_ms: u64) -> Result<()> {
         self.machine().await.map(drop)
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.machine().await.map(drop)
+    }
+
+    async fn restored(&self, request: RestoredRequest) -> Result<()> {
+        let machine = self.machine().await?;
+        let RestoredRequest { incarnation, key, hostname, .. } = request;
+        lock(&self.alive).goes_by(&hostname, &self.name);
+        machine.become_another(Who { incarnation, key, hostname });
+        self.close.send_replace(true);
+        Ok(())
     }
 
     async fn shutdown(&self, _grace: Duration) -> Result<()> {

@@ -59,6 +59,7 @@ pub fn router(service: Service, config: HostConfig) -> Router {
         .route("/host/v1/assignments", get(routes::assignments))
         .route("/host/v1/changes", get(routes::changes))
         .route("/host/v1/reports", post(routes::reports))
+        .route("/host/v1/snapshots", post(routes::report_snapshot))
         .fallback(answer::no_such_path)
         .method_not_allowed_fallback(answer::no_such_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))

@@ -6,11 +6,11 @@ use axum::Json as JsonAnswer;
 use axum::extract::State;
 use flames_clock::ClockExt;
 use flames_error::{Error, ErrorKind, Result};
-use flames_model::{IncarnationId, Labels, Reason, Report};
+use flames_model::{IncarnationId, Labels, Reason, Report, SnapshotProgress, SnapshotReport};
 use flames_service::{Register, ReportOutcome, codes};
 use flames_wire::host::{
     Assigned, AssignmentsPage, Changes, HostSession, MAX_ASSIGNMENTS, MAX_REPORTS, RegisterRequest,
-    Registered, Renewed, ReportBatch, ReportOutcomes,
+    Registered, Renewed, ReportBatch, ReportOutcomes, SnapshotReportOutcome, SnapshotReported,
 };
 use http::HeaderMap;
 use serde::Deserialize;
@@ -49,9 +49,11 @@ pub(crate) async fn register(
     Json(request): Json<RegisterRequest>,
 ) -> Answer<Registered> {
     may_join(&host, &headers)?;
-    let long = [&request.driver.name, &request.driver.acceleration]
+    let cpu = &request.driver.cpu;
+    let long = [&request.driver.name, &request.driver.acceleration, &cpu.vendor, &cpu.model, &cpu.features]
         .into_iter()
         .chain(&request.driver.version)
+        .chain(&request.driver.default_kernel)
         .any(|text| text.len() > MAX_TEXT || text.chars().any(char::is_control));
     if long {
         let sentence = "A driver's texts are at most 256 bytes without control characters.";
@@ -151,6 +153,22 @@ pub(crate) async fn reports(
     };
     let outcomes = in_time(&host, host.service.reports(&session, &reports)).await?;
     Ok(JsonAnswer(ReportOutcomes { outcomes: outcomes.into_iter().map(outcome).collect() }))
+}
+
+pub(crate) async fn report_snapshot(
+    State(host): State<Host>,
+    Session(session): Session,
+    Json(mut report): Json<SnapshotReport>,
+) -> Answer<SnapshotReported> {
+    if let SnapshotProgress::Failed { reason } = &mut report.progress {
+        *reason = Reason::new(reason.code, &reason.message);
+    }
+    let outcome = match in_time(&host, host.service.report_snapshot(&session, &report)).await? {
+        flames_service::SnapshotReportOutcome::Taken => SnapshotReportOutcome::Taken,
+        flames_service::SnapshotReportOutcome::Over => SnapshotReportOutcome::Over,
+        flames_service::SnapshotReportOutcome::NotNamed => SnapshotReportOutcome::NotNamed,
+    };
+    Ok(JsonAnswer(SnapshotReported { outcome }))
 }
 
 /// A report whose texts are cut and cleaned, since part of them may come from a guest.

@@ -81,6 +81,13 @@ fn request(number: u128, name: &str) -> RegisterRequest {
             version: None,
             acceleration: "none".to_owned(),
             pause: true,
+            snapshot: true,
+            cpu: flames_model::CpuFacts {
+                vendor: "v".to_owned(),
+                model: "m".to_owned(),
+                features: "f".to_owned(),
+            },
+            default_kernel: None,
         },
     }
 }
@@ -112,6 +119,8 @@ fn assignment(number: u128, to: ControllerId) -> Assignment {
         source: Source::Boot,
         image: manifest(),
         kernel: None,
+        restore: None,
+        snapshot: None,
     }
 }
 

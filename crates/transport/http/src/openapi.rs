@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 
 use crate::api::Api;
 use crate::routes::{
-    controllers, events, files, images, output, processes, streams, system, transfers, vms, wait,
+    controllers, events, files, images, output, processes, snapshots, streams, system, transfers, vms, wait,
 };
 
 const ABOUT: &str = "Flames runs Firecracker microVMs. Every error is problem details (RFC 9457) with a stable `code`; its `type` \
@@ -30,6 +30,7 @@ answer has an `X-Request-Id`: the client's own, when it sends one of 1 to 128 pr
         (name = "processes", description = "Processes in guests"),
         (name = "events", description = "What happened"),
         (name = "images", description = "Images"),
+        (name = "snapshots", description = "Saved guests"),
         (name = "controllers", description = "Hosts"),
         (name = "system", description = "The server itself"),
     ),
@@ -70,6 +71,10 @@ pub(crate) fn quick_routes() -> OpenApiRouter<Api> {
         .routes(routes!(processes::signal_process))
         .routes(routes!(images::list_images))
         .routes(routes!(images::get_image, images::remove_image))
+        .routes(routes!(snapshots::create_snapshot))
+        .routes(routes!(snapshots::list_snapshots))
+        .routes(routes!(snapshots::get_snapshot, snapshots::delete_snapshot))
+        .routes(routes!(snapshots::restore_snapshot))
         .routes(routes!(controllers::list_controllers))
         .routes(routes!(controllers::get_controller, controllers::remove_controller))
         .routes(routes!(controllers::cordon_controller))
@@ -86,6 +91,7 @@ pub(crate) fn quick_routes() -> OpenApiRouter<Api> {
 pub(crate) fn long_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(wait::wait_vm))
+        .routes(routes!(snapshots::wait_snapshot))
         .routes(routes!(output::read_logs))
         .routes(routes!(output::read_console))
         .routes(routes!(streams::exec))
@@ -240,6 +246,11 @@ fn placeholders(path: &str) -> Vec<Parameter> {
             text_schema("^(vm_[0-9a-f]{32}|[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)$", 63),
         ),
         named("name", "The image's name, percent-encoded (`/` is `%2F`).", text_schema(IMAGE_NAME, 200)),
+        named(
+            "snapshot",
+            "The snapshot's id, or its name.",
+            text_schema("^(snap_[0-9a-f]{32}|[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)$", 63),
+        ),
         named("id", "The controller's id.", text_schema(CONTROLLER_ID, 36)),
         named(
             "process",

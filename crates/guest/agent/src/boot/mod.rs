@@ -4,7 +4,7 @@
 mod drives;
 mod modules;
 mod mounts;
-mod network;
+pub(crate) mod network;
 mod power;
 
 use std::time::Duration;
@@ -66,7 +66,7 @@ pub fn run() -> BootResult<Booted> {
     if let Some(network) = &config.network {
         network::configure(network, DEVICE_TIMEOUT)?;
     }
-    network::write_files(&config);
+    network::write_files(&config.hostname, config.network.as_ref());
     done("network");
     Ok(Booted { config, steps, roots })
 }

@@ -2,7 +2,6 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use flames_guest_protocol::GuestConfig;
 use flames_guest_protocol::config::NetworkConfig;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -13,6 +12,7 @@ use crate::console;
 // Linux, include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,if}.h.
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
@@ -57,6 +57,24 @@ pub(super) fn configure(network: &NetworkConfig, limit: Duration) -> BootResult<
             .map_err(|error| format!("route by {gateway}: {error}"))?;
     }
     Ok(())
+}
+
+/// Takes the addresses of `old` away that `new` has not, and sets `new`.
+///
+/// Errors: as [`configure`].
+pub(crate) fn replace(old: Option<&NetworkConfig>, new: &NetworkConfig) -> BootResult<()> {
+    if old == Some(new) {
+        return Ok(());
+    }
+    if let Some(old) = old
+        && let Some(index) = interface_index(&old.interface)
+    {
+        for assigned in old.addresses.iter().filter(|assigned| !new.addresses.contains(assigned)) {
+            // One that is gone already is as wanted.
+            let _ = send(RTM_DELADDR, 0, &address(index, assigned.address, assigned.prefix));
+        }
+    }
+    configure(new, Duration::from_secs(5))
 }
 
 fn interface_index(name: &str) -> Option<u32> {
@@ -145,31 +163,31 @@ fn send(kind: u16, flags: u16, body: &[u8]) -> std::io::Result<()> {
 }
 
 /// Writes `/etc/hosts` and `/etc/resolv.conf`; an image that does not let us is left as it is.
-pub(super) fn write_files(config: &GuestConfig) {
-    let Some(network) = &config.network else {
+pub(crate) fn write_files(hostname: &str, network: Option<&NetworkConfig>) {
+    let Some(network) = network else {
         if !Path::new("/etc/hosts").exists() {
-            write("/etc/hosts", &hosts(config));
+            write("/etc/hosts", &hosts(hostname, None));
         }
         return;
     };
-    write("/etc/hosts", &hosts(config));
+    write("/etc/hosts", &hosts(hostname, Some(network)));
     if !network.dns.is_empty() {
         let servers = network.dns.iter().map(|server| format!("nameserver {server}\n"));
         write("/etc/resolv.conf", &servers.collect::<String>());
     }
 }
 
-fn hosts(config: &GuestConfig) -> String {
+fn hosts(hostname: &str, network: Option<&NetworkConfig>) -> String {
     let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
-    if !config.hostname.is_empty() {
-        let address = config.network.as_ref().and_then(|network| network.addresses.first());
+    if !hostname.is_empty() {
+        let address = network.and_then(|network| network.addresses.first());
         let address = address.map_or_else(|| "127.0.1.1".to_owned(), |first| first.address.to_string());
-        text.push_str(&format!("{address} {}\n", config.hostname));
+        text.push_str(&format!("{address} {hostname}\n"));
     }
     text
 }
 
-fn write(path: &str, content: &str) {
+pub(crate) fn write(path: &str, content: &str) {
     // Images often have a link here that leads nowhere.
     if Path::new(path).is_symlink() {
         let _ = std::fs::remove_file(path);

@@ -85,6 +85,18 @@ async fn request(agent: &Arc<Agent>, stream: &mut MuxStream) -> Result<()> {
                 .map_err(|error| Error::from_io("set the clock", &error))?;
             done(stream).await
         }
+        Operation::Flush => {
+            files::blocking(|| {
+                rustix::fs::sync();
+                Ok(())
+            })
+            .await?;
+            done(stream).await
+        }
+        Operation::Restored(request) => {
+            agent.become_restored(&request)?;
+            done(stream).await
+        }
         Operation::Shutdown(request) => {
             // The answer goes out first: the session may end with the request.
             done(stream).await?;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::common::*;
 use flames_guest_agent::Agent;
 use flames_guest_protocol::limits::MAX_STREAMS;
-use flames_guest_protocol::message::{AttachRequest, ExecRequest, WriteFileRequest};
-use flames_guest_protocol::{AgentClient, AgentKey, ErrorKind, Identity};
+use flames_guest_protocol::message::{AttachRequest, ExecRequest, RestoredRequest, WriteFileRequest};
+use flames_guest_protocol::{AgentClient, AgentKey, ErrorKind, Identity, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 
@@ -208,4 +208,42 @@ async fn the_end_of_the_agent_is_seen_and_ends_every_stream() {
     assert_eq!(client.info().await.unwrap_err().kind, ErrorKind::Unavailable);
     let pid = rustix::process::Pid::from_raw(i32::try_from(status.pid).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+fn restored_request(seed: &str) -> RestoredRequest {
+    RestoredRequest {
+        incarnation: "inc_copy".into(),
+        key: AgentKey::from_bytes([9; 32]),
+        hostname: "copy".into(),
+        network: None,
+        epoch_ms: 1,
+        seed: SecretString::new(seed),
+        machine_id: "0123456789abcdef0123456789abcdef".into(),
+    }
+}
+
+#[tokio::test]
+async fn a_restored_guest_takes_its_new_identity_and_no_other_and_its_workload_goes_on() {
+    let agent = agent(workload("while true; do sleep 0.1; done"));
+    let port = Port::new(&agent);
+    let before = port.connect().await;
+    // One on another stream, as a vsock device has them.
+    let other = connect(&agent).await;
+    let pid = before.processes().await.unwrap()[0].pid;
+    for wrong in ["", "00", "no seed"] {
+        let refused = before.restored(restored_request(wrong)).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::InvalidInput);
+    }
+    before.info().await.unwrap();
+    before.restored(restored_request(&"5a".repeat(32))).await.unwrap();
+    // The agent serves them no more; on a port that has no hang-up, its host cannot see that.
+    drop((before, other));
+    let refused = AgentClient::connect(port.open().await, &identity(), options()).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::PermissionDenied);
+    let new = Identity { incarnation: "inc_copy".into(), key: AgentKey::from_bytes([9; 32]) };
+    let after = AgentClient::connect(port.open().await, &new, options()).await.unwrap();
+    assert_eq!(after.info().await.unwrap().incarnation, "inc_copy");
+    let process = &after.processes().await.unwrap()[0];
+    assert!(process.pid == pid && process.exit.is_none(), "{process:?}");
+    after.flush().await.unwrap();
 }

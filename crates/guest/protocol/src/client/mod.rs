@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::frame::{Frame, FrameKind, read_frame, write_json};
 use crate::handshake::{self, Identity};
 use crate::limits::OPERATION_TIMEOUT;
-use crate::message::{Done, Info, Operation, SetClockRequest, ShutdownRequest, TcpRequest};
+use crate::message::{Done, Info, Operation, RestoredRequest, SetClockRequest, ShutdownRequest, TcpRequest};
 use crate::mux::{HostSession, MuxStream};
 
 /// How long things may take.
@@ -95,6 +95,17 @@ impl AgentClient {
     /// Sets the guest's wall clock to this many milliseconds since 1970.
     pub async fn set_clock(&self, epoch_ms: u64) -> Result<()> {
         self.done(&Operation::SetClock(SetClockRequest { epoch_ms })).await
+    }
+
+    /// Has the guest write out what its file systems hold back.
+    pub async fn flush(&self) -> Result<()> {
+        self.done(&Operation::Flush).await
+    }
+
+    /// Tells a guest that was restored from a snapshot what it is from now on. The session ends after the answer; the next one is opened with
+    /// the new identity.
+    pub async fn restored(&self, request: RestoredRequest) -> Result<()> {
+        self.done(&Operation::Restored(Box::new(request))).await
     }
 
     /// Has the guest end its processes (SIGTERM, then SIGKILL after `grace`) and then itself. It answers at once;

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 pub use files::*;
 pub use processes::*;
 
+use crate::config::NetworkConfig;
 use crate::error::{Error, ErrorKind, Result};
+use crate::secret::{AgentKey, SecretString};
 
 /// The id of the workload's own process.
 pub const MAIN_PROCESS: &str = "main";
@@ -54,6 +56,11 @@ pub enum Operation {
     Tcp(TcpRequest),
     /// Sets the guest's wall clock. Answer: [`Done`].
     SetClock(SetClockRequest),
+    /// Writes out what the guest's file systems hold back. Answer: [`Done`].
+    Flush,
+    /// Says that this guest was restored from a snapshot and is another incarnation now. Answer: [`Done`]; then the session ends, and the next
+    /// one is the new identity's.
+    Restored(Box<RestoredRequest>),
     /// Ends every process and then the VM. Answer: [`Done`], at once.
     Shutdown(ShutdownRequest),
     /// Follows events. Answer: [`Done`], then event frames without end.
@@ -61,7 +68,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    const NAMES: [&'static str; 20] = [
+    const NAMES: [&'static str; 22] = [
         "info",
         "exec",
         "list_processes",
@@ -80,6 +87,8 @@ impl Operation {
         "make_directory",
         "tcp",
         "set_clock",
+        "flush",
+        "restored",
         "shutdown",
         "events",
     ];
@@ -111,6 +120,7 @@ impl Operation {
         !matches!(
             self,
             Self::Info
+                | Self::Flush
                 | Self::ListProcesses
                 | Self::Attach(_)
                 | Self::Wait(_)
@@ -171,6 +181,27 @@ pub struct TcpRequest {
 pub struct SetClockRequest {
     /// Milliseconds since 1970.
     pub epoch_ms: u64,
+}
+
+/// What a restored guest is from now on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RestoredRequest {
+    /// The incarnation that it is.
+    pub incarnation: String,
+    /// The key of that incarnation.
+    pub key: AgentKey,
+    /// Its host name; empty leaves the one it has.
+    #[serde(default)]
+    pub hostname: String,
+    /// Its static network; none leaves what it has.
+    #[serde(default)]
+    pub network: Option<NetworkConfig>,
+    /// The wall clock, in milliseconds since 1970.
+    pub epoch_ms: u64,
+    /// 32 random bytes for the kernel's random number generator, as 64 hexadecimal digits.
+    pub seed: SecretString,
+    /// What `/etc/machine-id` is to hold: 32 hexadecimal digits.
+    pub machine_id: String,
 }
 
 /// How to end the VM.

@@ -242,6 +242,7 @@ fn interface() -> Interface<dyn Fixture> {
             a_paused_vm_can_be_killed if pause,
             without_the_capability_pausing_is_not_supported if no_pause;
         snapshots:
+            a_driver_that_saves_guests_tells_their_processor if snapshot,
             a_snapshot_leaves_the_vm_as_it_was if snapshot,
             a_snapshot_starts_another_incarnation if snapshot,
             a_snapshot_that_is_not_there_starts_nothing if snapshot,

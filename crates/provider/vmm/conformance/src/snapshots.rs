@@ -8,6 +8,18 @@ use flames_vmm::{IncarnationName, Phase, SnapshotArtefacts, SnapshotKind, StartF
 use crate::Fixture;
 use crate::lab::{Lab, refused, same};
 
+pub(crate) async fn a_driver_that_saves_guests_tells_their_processor(fixture: &dyn Fixture) {
+    let lab = Lab::new(fixture);
+    let cpu = lab.driver().capabilities().await.unwrap().guest_cpu;
+    assert!(
+        !cpu.vendor.is_empty() && !cpu.model.is_empty(),
+        "nobody could tell where a saved guest fits: {cpu:?}"
+    );
+    let name = lab.running().await;
+    assert_eq!(lab.driver().capabilities().await.unwrap().guest_cpu, cpu);
+    lab.destroy(&name).await;
+}
+
 async fn save(
     lab: &Lab<'_>,
     name: &IncarnationName,

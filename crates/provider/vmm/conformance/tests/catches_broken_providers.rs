@@ -57,6 +57,7 @@ const CAUGHT: &Caught<Fault> = caught![Fault:
     ResumeTwiceFails => resuming_twice_changes_nothing;
     PauseTakesWhatDoesNotRun => pausing_what_does_not_run_is_a_conflict;
     PauseAnswersConflictForNothing => nothing_can_be_done_to_what_is_not_there;
+    SavesOnAProcessorUntold => a_driver_that_saves_guests_tells_their_processor;
     SnapshotLeavesPaused => a_snapshot_leaves_the_vm_as_it_was;
     SnapshotsAreNotDeleted => deleting_a_snapshot_that_is_not_there_is_no_error;
     DiffOfNothingIsTaken => a_diff_snapshot_builds_on_another;

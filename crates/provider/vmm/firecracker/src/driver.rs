@@ -11,12 +11,13 @@ use flames_host::blocking;
 use flames_host::console::ConsoleLog;
 use flames_host::files::{create_private_folder, failed, remove_all};
 use flames_vmm::{
-    AgentChannel, ConsoleChunk, DriverCapabilities, Found, GuestStream, IncarnationName, MAX_CONSOLE_CHUNK,
-    MachineSpec, Observation, Phase, Prepared, SnapshotArtefacts, SnapshotKind, StartFrom, Stats, StopHow,
-    Update, Usability, VmDriver,
+    AgentChannel, ConsoleChunk, DriverCapabilities, Found, GuestCpu, GuestStream, IncarnationName,
+    MAX_CONSOLE_CHUNK, MachineSpec, Observation, Phase, Prepared, SnapshotArtefacts, SnapshotKind, StartFrom,
+    Stats, StopHow, Update, Usability, VmDriver,
 };
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use sha2::{Digest, Sha256};
 use tokio_stream::wrappers::BroadcastStream;
 
 use crate::config::FirecrackerConfig;
@@ -97,6 +98,14 @@ impl FirecrackerDriver {
             Ok(files)
         })
         .await
+    }
+
+    /// The host's processor, as the template leaves it to guests.
+    fn guest_cpu(&self) -> GuestCpu {
+        let host = GuestCpu::of_host();
+        let Some(template) = &self.context.config.cpu_template else { return host };
+        let digest = Sha256::digest(template.to_string());
+        GuestCpu { model: format!("{} template {}", host.model, hex::encode(&digest[..8])), ..host }
     }
 
     fn vm(&self, name: &IncarnationName) -> Result<Arc<Vm>> {
@@ -222,6 +231,7 @@ impl VmDriver for FirecrackerDriver {
             diff_snapshot: true,
             user_network: false,
             tap_network: networks,
+            guest_cpu: self.guest_cpu(),
             max_vcpus: MAX_VCPUS,
         })
     }

@@ -1,5 +1,6 @@
 //! From a prepared record to a machine: where its files are in the jail, and what Firecracker is told.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use flames_error::{Error, ErrorKind, Result};
@@ -149,14 +150,14 @@ pub(crate) fn check_loaded(loaded: &FullConfig, record: &SpecRecord) -> Result<(
     let machine = loaded.machine_config.as_ref();
     let found = (
         machine.map(|machine| (u32::from(machine.vcpu_count), machine.mem_size_mib)),
-        loaded.drives.iter().map(shape).collect::<Vec<_>>(),
+        loaded.drives.iter().map(shape).collect::<BTreeSet<_>>(),
         loaded.network_interfaces.iter().map(|interface| interface.iface_id.clone()).collect::<Vec<_>>(),
         loaded.vsock.as_ref().map(|vsock| vsock.uds_path.clone()),
     );
     let interface = crate::network::interface(&record.spec.network)?;
     let wanted = (
         Some((record.spec.vcpus, record.spec.memory_mib)),
-        drives(record)?.iter().map(shape).collect::<Vec<_>>(),
+        drives(record)?.iter().map(shape).collect::<BTreeSet<_>>(),
         interface.into_iter().map(|interface| interface.iface_id).collect::<Vec<_>>(),
         Some(format!("/{VSOCK}").into()),
     );
@@ -171,7 +172,8 @@ pub(crate) fn check_loaded(loaded: &FullConfig, record: &SpecRecord) -> Result<(
         .with_context("machine", format!("{wanted:?}")))
 }
 
-/// What of a drive a snapshot and a record have in common.
+/// What of a drive a snapshot and a record have in common. Firecracker tells its drives in any order; which slot of the guest each has is part
+/// of the snapshot, and goes by its name.
 fn shape(drive: &Drive) -> (String, Option<PathBuf>, Option<bool>) {
     (drive.drive_id.clone(), drive.path_on_host.clone(), drive.is_read_only)
 }
@@ -245,6 +247,9 @@ mod tests {
         check_loaded(&loaded, &record).unwrap();
         let other = FullConfig { machine_config: Some(MachineConfig::new(2, 256)), ..loaded.clone() };
         assert_eq!(check_loaded(&other, &record).unwrap_err().kind(), ErrorKind::NotSupported);
+        let mut reordered = loaded.clone();
+        reordered.drives.reverse();
+        check_loaded(&reordered, &record).unwrap();
         let fewer = FullConfig { drives: Vec::new(), ..loaded };
         assert!(check_loaded(&fewer, &record).is_err());
     }

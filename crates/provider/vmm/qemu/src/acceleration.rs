@@ -137,6 +137,28 @@ impl Accelerations {
         }
     }
 
+    /// The processor that guests see. Where some run under KVM and others do not, it is the host's: what was saved under emulation is then
+    /// bound to it without need.
+    pub(crate) fn guest_cpu(&self, context: &Context) -> flames_vmm::GuestCpu {
+        let config = &context.config;
+        let emulated = match config.acceleration {
+            Acceleration::Tcg => true,
+            Acceleration::Kvm => false,
+            Acceleration::Auto => config.probe.is_none() || kvm_device().is_err(),
+        };
+        let model = config.cpu_model.clone();
+        match emulated {
+            true => flames_vmm::GuestCpu::emulated(model.unwrap_or_else(|| "max".to_owned())),
+            false => {
+                let host = flames_vmm::GuestCpu::of_host();
+                flames_vmm::GuestCpu {
+                    model: format!("{} {}", host.model, model.as_deref().unwrap_or("host")),
+                    ..host
+                }
+            }
+        }
+    }
+
     /// What the kernel is to be run with. May take the probe's deadline at the first call for a kernel.
     pub(crate) async fn decide(
         &self,

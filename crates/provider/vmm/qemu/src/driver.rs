@@ -191,6 +191,7 @@ impl VmDriver for QemuDriver {
             pause: true,
             snapshot: is_serial,
             diff_snapshot: false,
+            guest_cpu: self.accelerations.guest_cpu(context),
             user_network: true,
             tap_network: false,
             // The contract's limit; QEMU's microvm takes 288.

@@ -25,7 +25,7 @@ use crate::context::Context;
 use crate::folder::{Accelerator, SCHEMA, SpecRecord};
 use crate::kernel::MachineKind;
 use crate::qmp::QmpError;
-use crate::vm::Vm;
+use crate::vm::{Situation, Vm};
 
 const OPERATION: &str = "vmm.snapshot";
 const MAGIC: &[u8; 8] = b"FLAMESQS";
@@ -33,6 +33,8 @@ const MAGIC: &[u8; 8] = b"FLAMESQS";
 const STREAM_OFFSET: u64 = 4096;
 /// Names the snapshot that was saved last. Absent while it is not known.
 const LATEST: &str = ".latest";
+/// The file of the snapshot that was saved last, when that was deleted while its guest stands still.
+const LATEST_STATE: &str = ".latest-state";
 
 /// What must be equal for a stream to be loaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,6 +184,7 @@ impl Vm {
                 std::fs::create_dir_all(&snapshots)?;
                 if !is_saved_already {
                     remove_all(&snapshots.join(LATEST))?;
+                    remove_all(&snapshots.join(LATEST_STATE))?;
                 }
                 remove_all(&half_made_too)?;
                 create_private_folder(&half_made_too)?;
@@ -267,6 +270,7 @@ impl Vm {
         blocking(move || {
             let name = std::fs::read_to_string(snapshots.join(LATEST)).unwrap_or_default();
             let latest = check_name(&name).ok().and_then(|()| File::open(snapshots.join(&name).join("state")).ok());
+            let latest = latest.or_else(|| File::open(snapshots.join(LATEST_STATE)).ok());
             let Some(mut from) = latest else {
                 let message = "a guest that was saved while paused can be saved again after a resume, or while that snapshot is there";
                 return Err(Error::new(ErrorKind::Conflict, OPERATION, message));
@@ -284,12 +288,23 @@ impl Vm {
     pub(crate) async fn delete_snapshot(self: &Arc<Self>, context: &Arc<Context>, name: &str) -> Result<()> {
         check_name(name)?;
         let turn = self.turn(context, OPERATION).await?;
+        // QEMU does not save a guest twice that stands still: what was saved last is kept for the next snapshot, until the guest runs on.
+        let is_needed = match self.situation(context).await {
+            Ok(Situation::Alive(attached)) => {
+                let state = attached.run_state(context.config.deadlines.command).await;
+                state.is_ok_and(|state| state == RunState::PausedAfterSave)
+            }
+            _ => false,
+        };
         let (snapshots, name) = (self.folder.join("snapshots"), name.to_owned());
         blocking(move || {
             let _turn = turn;
             let remove = || {
                 let latest = snapshots.join(LATEST);
                 if std::fs::read_to_string(&latest).is_ok_and(|latest| latest == name) {
+                    if is_needed && snapshots.join(&name).join("state").exists() {
+                        std::fs::rename(snapshots.join(&name).join("state"), snapshots.join(LATEST_STATE))?;
+                    }
                     remove_all(&latest)?;
                 }
                 remove_all(&snapshots.join(&name))?;
@@ -301,6 +316,14 @@ impl Vm {
         })
         .await
     }
+}
+
+/// Removes what was kept of a deleted snapshot: its guest runs on.
+pub(crate) fn forget_latest(folder: &crate::folder::Folder) {
+    let snapshots = folder.join("snapshots");
+    // What is left of it goes with the next snapshot, or with the incarnation.
+    let _ = remove_all(&snapshots.join(LATEST_STATE));
+    let _ = std::fs::remove_dir(&snapshots);
 }
 
 #[cfg(test)]

@@ -427,11 +427,16 @@ impl Vm {
         let failed = |error| self.command_failed(OPERATION, &attached, error);
         match self.phase(context, &attached).await.map_err(failed)? {
             Phase::Running => Ok(()),
-            Phase::Paused => attached
-                .command("cont", json!({}), context.config.deadlines.command)
+            Phase::Paused => {
+                let going = attached.command("cont", json!({}), context.config.deadlines.command).await;
+                going.map_err(failed)?;
+                let folder = self.folder.clone();
+                blocking(move || {
+                    crate::snapshot::forget_latest(&folder);
+                    Ok(())
+                })
                 .await
-                .map(|_| ())
-                .map_err(failed),
+            }
             _ => Err(self.conflict(OPERATION, "it does not run yet")),
         }
     }

@@ -104,6 +104,7 @@ impl VmDriver for SimulatedDriver {
             pause: config.pause,
             snapshot: config.snapshot,
             diff_snapshot: config.snapshot && config.diff_snapshot,
+            guest_cpu: flames_vmm::GuestCpu::emulated("simulated"),
             user_network: true,
             tap_network: true,
             max_vcpus: config.max_vcpus,

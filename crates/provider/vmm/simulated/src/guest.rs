@@ -29,7 +29,8 @@ pub type GuestFuture = BoxFuture<'static, ()>;
 
 /// What the guests of a host run.
 pub trait GuestProgram: Debug + Send + Sync + 'static {
-    /// The program of one guest, called each time that one starts. The host owns the future: it is polled while the VM runs, not
+    /// The program of one guest, called each time that one starts. A restored one gets the configuration of the guest that was saved, as it
+    /// has that in its memory. The host owns the future: it is polled while the VM runs, not
     /// while it is paused, and dropped when the VM is gone. When it ends, the guest powers itself off; when it panics, the
     /// guest has crashed by itself ([`ExitCause::Guest`] with the panic's message).
     ///
@@ -62,6 +63,8 @@ type Ports = Mutex<BTreeMap<u32, mpsc::Sender<GuestStream>>>;
 pub(crate) struct GuestShared {
     pub(crate) name: IncarnationName,
     pub(crate) origin: GuestOrigin,
+    /// The configuration that a restored guest holds in its memory.
+    pub(crate) saved_config: Option<SecretBytes>,
     pub(crate) vcpus: u32,
     pub(crate) memory_mib: u64,
     pub(crate) started_at: Monotonic,

@@ -238,7 +238,39 @@ impl SimulatedHost {
         let phases = self.phases();
         let places = phases.iter().map(|(name, phase)| format!("incarnation {name} ({phase:?})"));
         let state = lock(&self.state);
-        places.chain(state.snapshots.keys().map(|path| format!("file {}", path.display()))).collect()
+        let files = state.snapshots.keys().chain(state.files.keys());
+        places.chain(files.map(|path| format!("file {}", path.display()))).collect()
+    }
+
+    /// The content of a file on the host, as far as it has to do with saved guests: one that was saved here, or was brought here.
+    pub fn read_file(&self, path: &Path) -> Option<Vec<u8>> {
+        let state = lock(&self.state);
+        if let Some(bytes) = state.files.get(path) {
+            return Some(bytes.clone());
+        }
+        if let Some(saved) = state.snapshots.get(path) {
+            return Some(saved.to_bytes());
+        }
+        // Guests hold the same in their memory, but for what they were told.
+        let state_file = path.with_file_name("state");
+        let is_memory = path.file_name().is_some_and(|name| name == "memory")
+            && state.snapshots.contains_key(&state_file);
+        is_memory.then(|| b"what every guest has in its memory\n".repeat(64))
+    }
+
+    /// Brings a file to the host, in place of the one that is there.
+    pub fn write_file(&self, path: &Path, content: Vec<u8>) {
+        lock(&self.state).files.insert(path.to_owned(), content);
+    }
+
+    /// Removes the files below a path that were brought to the host.
+    pub fn remove_files(&self, below: &Path) {
+        lock(&self.state).files.retain(|path, _| !path.starts_with(below));
+    }
+
+    /// The files that were brought to the host.
+    pub fn files(&self) -> Vec<std::path::PathBuf> {
+        lock(&self.state).files.keys().cloned().collect()
     }
 
     /// Notes that a machine's monitor is gone, and lets everything that hangs on it know.

@@ -158,24 +158,32 @@ impl SimulatedHost {
             (_, phase) => return Err(not_in_phase(OPERATION, name, phase)),
         }
         let (spec, console) = (Arc::clone(&machine.spec), Arc::clone(&machine.console));
+        let mut saved_config = None;
         let origin = match from {
             StartFrom::Boot => GuestOrigin::Booted,
             StartFrom::Snapshot(_) if !self.config().snapshot => {
                 return Err(Error::new(ErrorKind::NotSupported, OPERATION, "this host has no snapshots"));
             }
-            StartFrom::Snapshot(artefacts) => match state.snapshots.get(&artefacts.state) {
-                Some(saved) if state.is_whole(&artefacts.state) => {
-                    GuestOrigin::Restored { of: saved.of.clone(), snapshot: saved.name.clone() }
-                }
-                _ => {
+            StartFrom::Snapshot(artefacts) => {
+                let own = state
+                    .snapshots
+                    .get(&artefacts.state)
+                    .filter(|_| state.is_whole(&artefacts.state))
+                    .cloned();
+                let brought =
+                    || state.files.get(&artefacts.state).and_then(|bytes| SavedGuest::from_bytes(bytes));
+                let Some(saved) = own.or_else(brought) else {
                     return Err(Error::new(ErrorKind::Corrupt, OPERATION, "the snapshot is not whole")
                         .with_context("state", artefacts.state.display()));
-                }
-            },
+                };
+                saved_config = Some(saved.config);
+                GuestOrigin::Restored { of: saved.of, snapshot: saved.name }
+            }
         };
         let guest = Arc::new(GuestShared {
             name: name.clone(),
             origin,
+            saved_config,
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
             started_at: self.clock.monotonic(),
@@ -205,7 +213,8 @@ impl SimulatedHost {
         }
         let config = match lock(&self.state).machine("vmm.start", &guest.name) {
             Ok(machine) if matches!(&machine.stage, Stage::Live(live) if Arc::ptr_eq(live, guest)) => {
-                self.config().program.as_ref().map(|_| machine.spec.guest_config.clone())
+                let own = || machine.spec.guest_config.clone();
+                self.config().program.as_ref().map(|_| guest.saved_config.clone().unwrap_or_else(own))
             }
             _ => return,
         };
@@ -320,7 +329,12 @@ impl SimulatedHost {
         if !same {
             return Err(not_in_phase(OPERATION, name, Phase::Exited));
         }
-        state.snapshots.insert(path, SavedGuest { of: name.clone(), name: snapshot.to_owned(), base });
+        let config = match &guest.saved_config {
+            Some(config) => config.clone(),
+            None => state.machine(OPERATION, name)?.spec.guest_config.clone(),
+        };
+        let saved = SavedGuest { of: name.clone(), name: snapshot.to_owned(), base, config };
+        state.snapshots.insert(path, saved);
         guest.power.set(before);
         Ok(artefacts)
     }

@@ -9,6 +9,7 @@ use flames_clock::Timestamp;
 use flames_error::{Error, ErrorKind, Result};
 use flames_vmm::{
     Drive, Exit, ExitCause, IncarnationName, MachineSpec, NetworkSpec, Observation, Phase, Prepared,
+    SecretBytes,
 };
 
 use crate::console::ConsoleLog;
@@ -155,6 +156,30 @@ pub(crate) struct SavedGuest {
     pub(crate) name: String,
     /// The snapshot that this one builds on.
     pub(crate) base: Option<PathBuf>,
+    /// The configuration that the guest was started with: it holds it in its memory.
+    pub(crate) config: SecretBytes,
+}
+
+/// What a file with a saved guest begins with.
+const SAVED: &str = "simulated guest 1";
+
+impl SavedGuest {
+    /// As the content of a file.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = format!("{SAVED}\n{}\n{}\n", self.of, self.name).into_bytes();
+        bytes.extend_from_slice(&self.config.0);
+        bytes
+    }
+
+    /// What [`SavedGuest::to_bytes`] wrote; none when it is something else.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut lines = bytes.splitn(4, |byte| *byte == b'\n');
+        let mut text = || std::str::from_utf8(lines.next()?).ok();
+        let (magic, of, name) = (text()?, text()?, text()?);
+        let (of, name) = (IncarnationName::new(of).ok()?, name.to_owned());
+        let config = SecretBytes(lines.next()?.to_vec());
+        (magic == SAVED).then_some(Self { of, name, base: None, config })
+    }
 }
 
 #[derive(Debug)]
@@ -162,6 +187,8 @@ pub(crate) struct State {
     pub(crate) timings: SimulatedTimings,
     pub(crate) places: BTreeMap<IncarnationName, Place>,
     pub(crate) snapshots: BTreeMap<PathBuf, SavedGuest>,
+    /// Files that were brought here from elsewhere.
+    pub(crate) files: BTreeMap<PathBuf, Vec<u8>>,
     /// How many drivers are there to see an exit.
     pub(crate) drivers: usize,
     pub(crate) used: ResourceUse,
@@ -181,6 +208,7 @@ impl State {
             timings,
             places: BTreeMap::new(),
             snapshots: BTreeMap::new(),
+            files: BTreeMap::new(),
             drivers: 0,
             used: ResourceUse::default(),
             peak: ResourceUse::default(),

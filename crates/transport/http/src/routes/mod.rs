@@ -7,6 +7,7 @@ pub(crate) mod guest;
 pub(crate) mod images;
 pub(crate) mod output;
 pub(crate) mod processes;
+pub(crate) mod snapshots;
 pub(crate) mod streams;
 pub(crate) mod system;
 pub(crate) mod transfers;

@@ -206,6 +206,13 @@ pub(crate) async fn register(service: &Service) -> (ControllerId, flames_service
                 version: None,
                 acceleration: "none".to_owned(),
                 pause: true,
+                snapshot: true,
+                cpu: flames_model::CpuFacts {
+                    vendor: "v".to_owned(),
+                    model: "m".to_owned(),
+                    features: "f".to_owned(),
+                },
+                default_kernel: None,
             },
         })
         .await

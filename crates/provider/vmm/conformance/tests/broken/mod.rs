@@ -67,6 +67,7 @@ pub(crate) enum Fault {
     ResumeTwiceFails,
     PauseTakesWhatDoesNotRun,
     PauseAnswersConflictForNothing,
+    SavesOnAProcessorUntold,
     SnapshotLeavesPaused,
     SnapshotsAreNotDeleted,
     DiffOfNothingIsTaken,
@@ -198,6 +199,7 @@ impl VmDriver for Broken {
             Fault::SaysExclusive => told.agent_channel = AgentChannel::Exclusive,
             Fault::SaysMultiplexed => told.agent_channel = AgentChannel::Multiplexed,
             Fault::PausesThoughItSaysNot => told.pause = false,
+            Fault::SavesOnAProcessorUntold => told.guest_cpu = flames_vmm::GuestCpu::default(),
             Fault::SavesThoughItSaysNot => (told.snapshot, told.diff_snapshot) = (false, false),
             _ => {}
         }
