@@ -230,7 +230,7 @@ impl Follower {
         let stands_still = changes.changed.is_empty() && changes.next == *position;
         for change in changes.changed {
             let instruction = match change.assignment {
-                Some(assignment) => Instruction::Assigned(Arc::new(assignment)),
+                Some(assignment) => Instruction::Assigned(assignment),
                 None => Instruction::Absent(change.incarnation),
             };
             if !self.instruct(instruction).await {

@@ -104,7 +104,7 @@ impl HostApi for OneVm {
         let next = wanted(&assignment);
         let assigned = |assignment: Assignment| flames_client::wire::host::Assigned {
             incarnation: assignment.incarnation,
-            assignment: Some(assignment),
+            assignment: Some(Arc::new(assignment)),
         };
         Ok(Changes { changed: assignment.into_iter().map(assigned).collect(), next })
     }

@@ -73,7 +73,11 @@ async fn events(world: &World, takes: impl Fn(&EventKind) -> bool) -> Vec<(u64, 
 }
 
 async fn assignments(world: &World, host: &mut Host) -> Vec<Assignment> {
-    host.changes(world).await.into_iter().filter_map(|assigned| assigned.assignment).collect()
+    host.changes(world)
+        .await
+        .into_iter()
+        .filter_map(|assigned| assigned.assignment.as_deref().cloned())
+        .collect()
 }
 
 async fn reserved(world: &World, host: &Host) -> Resources {

@@ -1,5 +1,6 @@
 //! What controllers call: registering, renewing, and learning what to run.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use flames_error::{ErrorKind, Result};
@@ -11,6 +12,10 @@ use flames_records::{Change, ListPage, Position, Records, Versioned, Waited};
 
 use crate::mutation::ATTEMPTS;
 use crate::{Caller, Service, codes};
+
+/// The most changes of assignments that are told at once: an answer of some 100 KiB. A controller that is behind asks again, and neither side
+/// builds what its allocator has to fetch from the kernel and gives back each time.
+const CHANGES: usize = 64;
 
 /// A controller, proven to be the one that registered last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +65,7 @@ pub struct Assigned {
     /// Which incarnation.
     pub incarnation: IncarnationId,
     /// What to make of it; none: it is not assigned (any more), and nothing of it is to be left on the host.
-    pub assignment: Option<Assignment>,
+    pub assignment: Option<Arc<Assignment>>,
 }
 
 /// Changes of assignments since a place in their log.
@@ -217,7 +222,7 @@ impl Service {
         let log = Records::assigned_log(controller)?;
         let deadline = self.clock().monotonic().saturating_add(wait.min(self.config().longest_wait));
         let read = || async {
-            let changes = self.records().assignment_changes(controller, after, 256).await?;
+            let changes = self.records().assignment_changes(controller, after, CHANGES).await?;
             Ok((!changes.is_empty()).then_some(changes))
         };
         let waited = self
@@ -233,8 +238,8 @@ impl Service {
         incarnations.dedup();
         let mut changed = Vec::with_capacity(incarnations.len());
         for incarnation in incarnations {
-            let assignment =
-                self.records().assignment(controller, incarnation).await?.map(Versioned::into_record);
+            let assignment = self.records().assignment(controller, incarnation).await?;
+            let assignment = assignment.map(|assignment| assignment.record);
             changed.push(Assigned { incarnation, assignment });
         }
         // What lies at or before `after` was told and taken. Kept otherwise: a log that is not trimmed costs room, not truth.

@@ -12,6 +12,8 @@
 //!
 //! All but the first name the session in the headers [`CONTROLLER_HEADER`] and [`SESSION_HEADER`].
 
+use std::sync::Arc;
+
 pub use flames_model::{
     Assignment, ControllerId, DriverInfo, IncarnationId, Labels, Report, Resources, SessionToken,
     SnapshotReport, VmName,
@@ -85,7 +87,7 @@ pub struct Assigned {
     /// Which incarnation.
     pub incarnation: IncarnationId,
     /// What to make of it; null: it is not assigned (any more), and nothing of it is to be left on the host.
-    pub assignment: Option<Assignment>,
+    pub assignment: Option<Arc<Assignment>>,
 }
 
 /// Changes of assignments.

@@ -271,7 +271,7 @@ impl HostApi for FakeApi {
                 if !ids.is_empty() || left.is_zero() {
                     let assigned = |incarnation| Assigned {
                         incarnation,
-                        assignment: inner.assignments.get(&incarnation).cloned(),
+                        assignment: inner.assignments.get(&incarnation).cloned().map(Arc::new),
                     };
                     let changed = ids.into_iter().map(assigned).collect();
                     return Ok(Changes { changed, next: inner.log.len().to_string() });

@@ -216,7 +216,7 @@ async fn a_change_is_told_at_once_and_a_silence_ends_with_the_wait() {
     };
     let (changes, ()) = tokio::join!(waiting, assigning);
     let changes = changes.unwrap();
-    assert_eq!(changes.changed[0].assignment, Some(assignment(4, controller(1))));
+    assert_eq!(changes.changed[0].assignment, Some(Arc::new(assignment(4, controller(1)))));
     let silence = host.changes(&registered.session, &changes.next, Duration::from_millis(30)).await.unwrap();
     assert_eq!((silence.changed.len(), &silence.next), (0, &changes.next));
     let error = host.changes(&registered.session, "not a place", Duration::ZERO).await.unwrap_err();

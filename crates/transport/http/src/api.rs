@@ -1,5 +1,6 @@
 //! The API's configuration, its state, and the routers made of it.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,12 +62,23 @@ pub struct HttpApi {
     state: Api,
 }
 
-/// What handlers work with.
+/// What handlers work with. Each request is handed several of them, so that one is one pointer.
 #[derive(Debug, Clone)]
-pub(crate) struct Api {
+pub(crate) struct Api(Arc<Parts>);
+
+impl Deref for Api {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Parts {
     pub(crate) service: Service,
     pub(crate) ids: Arc<dyn IdSource>,
-    pub(crate) config: Arc<HttpConfig>,
+    pub(crate) config: HttpConfig,
     pub(crate) metrics: HttpMetrics,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
@@ -77,17 +89,17 @@ pub(crate) struct Api {
 impl HttpApi {
     /// An API over `service`. `metrics` has its registry, to which other parts add theirs.
     pub fn new(service: Service, ids: Arc<dyn IdSource>, config: HttpConfig, metrics: HttpMetrics) -> Self {
-        let state = Api {
+        let parts = Parts {
             service,
             ids,
             requests: Arc::new(Semaphore::new(config.max_requests)),
             streams: Arc::new(Semaphore::new(config.max_streams)),
-            config: Arc::new(config),
+            config,
             metrics,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        Self { state }
+        Self { state: Api(Arc::new(parts)) }
     }
 
     /// The router for one way in.
