@@ -49,6 +49,7 @@ cases![
     files_are_copied_both_ways,
     a_server_in_the_guest_is_reached_by_its_port_and_by_port_forward,
     a_port_of_a_guest_answers_at_its_url_while_it_runs,
+    a_request_wakes_a_guest_that_is_paused_or_stopped,
     a_paused_guest_stands_still_and_goes_on,
     a_pause_keeps_a_process_and_its_open_file,
     a_snapshot_is_restored_twice_and_both_go_on,
@@ -322,7 +323,7 @@ fn get(url: &str) -> String {
     let (host, port) = authority.rsplit_once(':').unwrap();
     assert!(host.ends_with(".localhost"), "{url}");
     let mut stream = TcpStream::connect(("127.0.0.1", port.parse::<u16>().unwrap())).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     write!(stream, "GET /hello HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -340,6 +341,26 @@ fn a_port_of_a_guest_answers_at_its_url_while_it_runs() {
     installation.run(&["stop", "web"]).ok();
     eventually("the route is gone", || get(&url).starts_with("HTTP/1.1 404").then_some(()));
     installation.run(&["rm", "web"]).ok();
+    assert_clean(&installation);
+}
+
+fn a_request_wakes_a_guest_that_is_paused_or_stopped() {
+    let installation = installation();
+    let server = "echo hello > /tmp/hello; busybox httpd -f -p 127.0.0.1:8080 -h /tmp";
+    let run = ["run", "-d", "--name", "web", "-p", "8080", "--wake-on-request", "busybox", "--", "sh", "-c"];
+    installation.run(&[&run[..], &[server]].concat()).ok();
+    let url = installation.inspect("web")["routes"][0]["url"].as_str().unwrap().to_owned();
+    eventually("the guest answers", || get(&url).ends_with("hello\n").then_some(()));
+    installation.run(&["pause", "web"]).ok();
+    let answer = get(&url);
+    assert!(answer.ends_with("hello\n"), "it waits until the guest goes on, and no longer: {answer}");
+    assert_eq!(installation.inspect("web")["state"], "running");
+    installation.run(&["stop", "web"]).ok();
+    // The request comes when the guest is up; its server may need a moment more.
+    eventually("the new run answers", || get(&url).ends_with("hello\n").then_some(()));
+    assert_eq!(installation.inspect("web")["run"], 2, "one wake made one run");
+    installation.run(&["rm", "-f", "web"]).ok();
+    assert!(get(&url).starts_with("HTTP/1.1 404"), "nobody is left to wake");
     assert_clean(&installation);
 }
 

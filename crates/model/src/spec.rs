@@ -43,6 +43,9 @@ pub struct VmSpec {
     pub ports: Vec<PortSpec>,
     /// What happens when the workload ends.
     pub restart: RestartPolicy,
+    /// Whether a request for one of its ports starts it when it is stopped, and resumes it when it is paused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wake_on_request: bool,
     /// How long one run may take, in milliseconds, from when it was asked for.
     pub timeout_ms: Option<u64>,
     /// How long after its run ended the VM is deleted by itself, in milliseconds; none: never.

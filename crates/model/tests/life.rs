@@ -85,6 +85,7 @@ fn spec() -> impl Strategy<Value = VmSpec> {
             stdin: false,
             ports: vec![],
             restart,
+            wake_on_request: false,
             timeout_ms,
             auto_delete_after_ms,
             stop_grace_ms: 1_000,

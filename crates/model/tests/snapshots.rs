@@ -25,6 +25,7 @@ fn spec() -> VmSpec {
         stdin: false,
         ports: Vec::new(),
         restart: RestartPolicy::default(),
+        wake_on_request: false,
         timeout_ms: None,
         auto_delete_after_ms: None,
         stop_grace_ms: 1_000,

@@ -6,14 +6,14 @@
 //! its own ingress so; over one that replicas share, they repeat each other's calls, which are idempotent, and one that acted on a state that
 //! was over sets it right at its next pass.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use flames_clock::{Clock, ClockExt};
 use flames_error::{ErrorKind, Result};
 use flames_ingress::{IngressProvider, Registration, Route, RouteKey, RouteOwner, Target};
-use flames_model::{Incarnation, IncarnationState, ProjectName, Vm, VmId};
+use flames_model::{Incarnation, IncarnationState, ProjectName, Vm, VmId, VmSpec, VmState};
 use flames_records::{Hint, HintStream, MAX_PAGE, Records, VmEntry, VmFilter};
 use flames_service::LinkTarget;
 use futures::{FutureExt, StreamExt};
@@ -37,10 +37,46 @@ impl Default for RouteConfig {
     }
 }
 
+/// The VMs that rest (are stopped or paused) and are woken by a request for one of their ports. Who keeps the routes keeps it true; an ingress
+/// asks it at each request, so it answers from memory.
+#[derive(Debug, Default)]
+pub struct RestingVms(RwLock<HashSet<VmId>>);
+
+impl RestingVms {
+    /// Whether a request for this VM is to wake it.
+    pub fn contains(&self, vm: VmId) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(&vm)
+    }
+
+    fn set(&self, vm: VmId, rests: bool) {
+        if self.contains(vm) == rests {
+            return;
+        }
+        let mut vms = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if rests {
+            vms.insert(vm);
+        } else {
+            vms.remove(&vm);
+        }
+    }
+
+    /// Forgets all but these.
+    fn retain(&self, known: &HashSet<VmId>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|vm| known.contains(vm));
+    }
+}
+
+/// Whether a request for one of its ports wakes it. One that failed would fail again with each request.
+fn rests(entry: &VmEntry) -> bool {
+    let VmSpec { wake_on_request, ports, .. } = &entry.vm.spec;
+    *wake_on_request && !ports.is_empty() && matches!(entry.state(), VmState::Stopped | VmState::Paused)
+}
+
 /// The one who keeps the routes.
 pub(crate) struct RouteKeeper {
     pub(crate) records: Records,
     pub(crate) ingress: Arc<dyn IngressProvider>,
+    pub(crate) resting: Arc<RestingVms>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) config: RouteConfig,
     pub(crate) project: ProjectName,
@@ -117,7 +153,16 @@ impl RouteKeeper {
         let entry = self.records.vm(&self.project, id).await?;
         let owner = RouteOwner::new(id.to_string())?;
         let known = self.call("get", self.ingress.get(&owner)).await?;
-        self.converge(&owner, entry.as_ref(), known).await
+        let rests = entry.as_ref().is_some_and(rests);
+        if rests {
+            self.resting.set(id, true);
+        }
+        let converged = self.converge(&owner, entry.as_ref(), known).await;
+        // Last: a request that finds it awake finds its route too.
+        if !rests {
+            self.resting.set(id, false);
+        }
+        converged
     }
 
     async fn compare_all_or_log(&self) {
@@ -132,11 +177,16 @@ impl RouteKeeper {
         let mut routed = self.routed().await?;
         let mut after = None;
         let mut failed = None;
+        let mut resting = HashSet::new();
         loop {
             let page =
                 self.records.list_vms(&self.project, &VmFilter::default(), after, MAX_PAGE / 2).await?;
             for entry in &page.items {
                 let owner = RouteOwner::new(entry.vm.id.to_string())?;
+                if rests(entry) {
+                    resting.insert(entry.vm.id);
+                    self.resting.set(entry.vm.id, true);
+                }
                 let known = routed.remove(&owner).unwrap_or_default();
                 if known.is_empty() && entry.vm.spec.ports.is_empty() {
                     continue;
@@ -149,6 +199,7 @@ impl RouteKeeper {
                 None => break,
             }
         }
+        self.resting.retain(&resting);
         for owner in routed.into_keys() {
             // Not among the VMs a moment ago; it may be by now.
             failed = match owner.as_str().parse::<VmId>() {

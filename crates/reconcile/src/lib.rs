@@ -34,7 +34,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use images::ImageSweepConfig;
-pub use ingress::RouteConfig;
+pub use ingress::{RestingVms, RouteConfig};
 pub use leases::Liveness;
 pub use vm::{Done, VmReconciler};
 
@@ -130,18 +130,19 @@ impl Reconciler {
         self.tasks.spawn(images::run(service, clock, config, self.stop.clone()));
     }
 
-    /// Also keeps the routes of `ingress` as the VMs are.
+    /// Also keeps the routes of `ingress` as the VMs are, and `resting` as they rest.
     ///
     /// Errors: none but a defect: a project's name that is none.
     pub fn keep_routes(
         &mut self,
         records: Records,
         ingress: Arc<dyn IngressProvider>,
+        resting: Arc<RestingVms>,
         clock: Arc<dyn Clock>,
         config: RouteConfig,
     ) -> Result<()> {
         let project = ProjectName::new("default")?;
-        let keeper = ingress::RouteKeeper { records, ingress, clock, config, project };
+        let keeper = ingress::RouteKeeper { records, ingress, resting, clock, config, project };
         self.tasks.spawn(ingress::run(keeper, self.stop.clone()));
         Ok(())
     }

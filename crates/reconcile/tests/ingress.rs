@@ -11,25 +11,47 @@ use flames_clock::Clock;
 use flames_ingress::{IngressProvider, Registration, Route, RouteKey, RouteOwner, Target};
 use flames_ingress_noop::NoopIngress;
 use flames_model::*;
-use flames_reconcile::RouteConfig;
+use flames_reconcile::{RestingVms, RouteConfig};
 use flames_service::*;
 use world::{Host, World, caller};
 
 const EVERY: Duration = Duration::from_secs(5);
 
 async fn world() -> (World, Arc<NoopIngress>, Host) {
-    let mut world = World::new().await;
-    let ingress = Arc::new(NoopIngress::new());
-    keep_routes(&mut world, &ingress);
-    let host = world.add_host(1, 8).await;
+    let (world, ingress, _, host) = world_with_resting().await;
     (world, ingress, host)
 }
 
-fn keep_routes(world: &mut World, ingress: &Arc<NoopIngress>) {
+async fn world_with_resting() -> (World, Arc<NoopIngress>, Arc<RestingVms>, Host) {
+    let mut world = World::new().await;
+    let ingress = Arc::new(NoopIngress::new());
+    let resting = keep_routes(&mut world, &ingress);
+    let host = world.add_host(1, 8).await;
+    (world, ingress, resting, host)
+}
+
+fn keep_routes(world: &mut World, ingress: &Arc<NoopIngress>) -> Arc<RestingVms> {
+    let resting = Arc::new(RestingVms::default());
     let (records, clock) = (world.records.clone(), world.clock.clone());
     let reconciler = world.reconciler.as_mut().unwrap();
     let config = RouteConfig { every: EVERY };
-    reconciler.keep_routes(records, Arc::<NoopIngress>::clone(ingress), clock, config).unwrap();
+    let ingress = Arc::<NoopIngress>::clone(ingress);
+    reconciler.keep_routes(records, ingress, resting.clone(), clock, config).unwrap();
+    resting
+}
+
+async fn request_of(world: &World, name: &str, request: Request) {
+    let (caller, vm, mutation) = (caller(), vm(name), Mutation::default());
+    let service = &world.service;
+    match request {
+        Request::Start => service.start_vm(&caller, &vm, &mutation).await,
+        Request::Stop => service.stop_vm(&caller, &vm, &mutation).await,
+        Request::Restart => service.restart_vm(&caller, &vm, &mutation).await,
+        Request::Pause => service.pause_vm(&caller, &vm, &mutation).await,
+        Request::Resume => service.resume_vm(&caller, &vm, &mutation).await,
+        Request::Delete => service.delete_vm(&caller, &vm, &mutation).await,
+    }
+    .unwrap();
 }
 
 async fn run_vm(world: &World, host: &mut Host, name: &str, ports: &[u16]) {
@@ -135,4 +157,47 @@ async fn a_keeper_that_starts_late_routes_what_runs_already() {
     keep_routes(&mut world, &ingress);
     world.settle().await;
     assert_eq!(led_to(&ingress).await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_may_be_woken_rests_while_it_is_stopped_or_paused_and_no_other_does() {
+    let (world, _, resting, mut host) = world_with_resting().await;
+    let ports = vec![PortSpec { guest_port: 80, host_port: None }];
+    for (name, wakes) in [("sleeper", true), ("plain", false)] {
+        let ports = ports.clone();
+        world.create(name, |spec| (spec.ports, spec.wake_on_request) = (ports, wakes)).await;
+    }
+    let ids = [world.view("sleeper").await.vm.id, world.view("plain").await.vm.id];
+    let mut seen = Vec::new();
+    let requests = [Request::Start, Request::Pause, Request::Resume, Request::Stop, Request::Start];
+    for request in requests {
+        for name in ["sleeper", "plain"] {
+            request_of(&world, name, request).await;
+        }
+        for _ in 0..3 {
+            world.settle().await;
+            host.obey(&world).await;
+        }
+        world.settle().await;
+        seen.push((world.state("sleeper").await, ids.map(|id| resting.contains(id))));
+    }
+    let (awake, asleep) = ([false, false], [true, false]);
+    assert_eq!(
+        seen,
+        [
+            (VmState::Running, awake),
+            (VmState::Paused, asleep),
+            (VmState::Running, awake),
+            (VmState::Stopped, asleep),
+            (VmState::Running, awake),
+        ]
+    );
+    request_of(&world, "sleeper", Request::Stop).await;
+    request_of(&world, "sleeper", Request::Delete).await;
+    for _ in 0..3 {
+        world.settle().await;
+        host.obey(&world).await;
+    }
+    world.settle().await;
+    assert!(!resting.contains(ids[0]), "a deleted VM is nobody to wake");
 }

@@ -46,9 +46,16 @@ impl WaitFor {
         }
     }
 
-    /// Whether waiting on is in vain.
+    /// Whether waiting on is in vain, unless somebody asks for something else: its run is over and does not go on by itself, or it is going
+    /// away. (A run that its restart policy repeats is `restarting`.)
     fn is_hopeless(self, view: &VmView) -> bool {
-        view.state == VmState::Deleted && !self.is_reached(view)
+        let gone = view.state == VmState::Deleted;
+        let done = gone || matches!(view.state, VmState::Stopped | VmState::Failed | VmState::Deleting);
+        let hopeless = match self {
+            Self::State(VmState::Deleting | VmState::Deleted) | Self::Ended | Self::Released => gone,
+            Self::State(_) => done,
+        };
+        hopeless && !self.is_reached(view)
     }
 }
 

@@ -292,6 +292,7 @@ impl Client {
             stdin: false,
             ports: Vec::new(),
             restart: RestartPolicy { rule, max_restarts: Some(3), ..RestartPolicy::default() },
+            wake_on_request: false,
             timeout_ms: (below(6) == 0).then(|| 5_000 + below(60_000)),
             auto_delete_after_ms: (below(6) == 0).then(|| below(30_000)),
             stop_grace_ms: 1_000,

@@ -111,6 +111,11 @@ pub struct CreateVmSpec {
     /// What happens when the workload ends.
     #[serde(default)]
     pub restart: Restart,
+    /// Whether a request for one of its ports starts the VM when it is stopped, and resumes it when it is paused; the request waits for it.
+    /// Only where requests come through the embedded proxy.
+    #[serde(default)]
+    #[schema(default = false)]
+    pub wake_on_request: bool,
     /// How long one run may take, in milliseconds from when it was asked for. Absent: as long as it likes.
     #[serde(default)]
     #[schema(minimum = 1, maximum = 31622400000u64)]
@@ -273,6 +278,7 @@ impl CreateVmSpec {
             stdin: false,
             ports: Vec::new(),
             restart: Restart::default(),
+            wake_on_request: false,
             timeout_ms: None,
             auto_delete_after_ms: None,
             stop_grace_ms: default_stop_grace_ms(),
@@ -300,6 +306,7 @@ impl CreateVmSpec {
             stdin: self.stdin,
             ports: self.ports.into_iter().map(Into::into).collect(),
             restart: self.restart.into(),
+            wake_on_request: self.wake_on_request,
             timeout_ms: self.timeout_ms,
             auto_delete_after_ms: self.auto_delete_after_ms,
             stop_grace_ms: self.stop_grace_ms,
@@ -355,6 +362,9 @@ pub struct VmSpec {
     pub ports: Vec<Port>,
     /// What happens when the workload ends.
     pub restart: Restart,
+    /// Whether a request for one of its ports starts or resumes it.
+    #[serde(default)]
+    pub wake_on_request: bool,
     /// How long one run may take, in milliseconds.
     pub timeout_ms: Option<u64>,
     /// How long after its run ended the VM deletes itself, in milliseconds.
@@ -386,6 +396,7 @@ impl From<&flames_model::VmSpec> for VmSpec {
             stdin: spec.stdin,
             ports: spec.ports.iter().copied().map(Into::into).collect(),
             restart: spec.restart.into(),
+            wake_on_request: spec.wake_on_request,
             timeout_ms: spec.timeout_ms,
             auto_delete_after_ms: spec.auto_delete_after_ms,
             stop_grace_ms: spec.stop_grace_ms,

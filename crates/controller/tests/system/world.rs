@@ -269,6 +269,7 @@ pub(crate) fn spec(command: &[&str]) -> VmSpec {
         stdin: false,
         ports: Vec::new(),
         restart: RestartPolicy::default(),
+        wake_on_request: false,
         timeout_ms: None,
         auto_delete_after_ms: None,
         stop_grace_ms: 1_000,

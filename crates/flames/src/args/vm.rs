@@ -42,6 +42,9 @@ pub(crate) struct RunArgs {
     /// A port of the guest to be reached on 127.0.0.1, from a free port or a given one.
     #[arg(long = "publish", short, value_name = "[HOST:]GUEST", value_parser = parse::forward)]
     pub(crate) ports: Vec<Forward>,
+    /// Let a request for one of its ports start it when it is stopped, and resume it when it is paused.
+    #[arg(long, requires = "ports")]
+    pub(crate) wake_on_request: bool,
     /// A variable of the workload's environment; without a value, your own is taken.
     #[arg(long, short, value_name = "NAME[=VALUE]", value_parser = parse::variable)]
     pub(crate) env: Vec<(String, String)>,

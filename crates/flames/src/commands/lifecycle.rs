@@ -1,7 +1,7 @@
 //! `flames stop`, `start`, `restart`, `pause`, `resume` and `rm`.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use flames_client::Client;
 use flames_error::ErrorKind;
@@ -122,8 +122,7 @@ pub(super) async fn reached(client: &Client, vm: &Vm, hope: &str, deadline: Inst
     let id = vm.id.to_string();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        // In short looks: of a VM that has failed nobody tells that it will not come so far.
-        let waited = match client.wait_vm(&id, hope, left.min(LOOK)).await {
+        let waited = match client.wait_vm(&id, hope, left).await {
             Ok(waited) => waited,
             // Its tombstone is gone too.
             Err(error) if error.kind() == ErrorKind::NotFound && hope == "deleted" => return Ok(vm.clone()),
@@ -133,22 +132,19 @@ pub(super) async fn reached(client: &Client, vm: &Vm, hope: &str, deadline: Inst
             return Ok(waited.vm);
         }
         let now = waited.vm;
-        let broke = matches!(now.state, VmState::Failed | VmState::Deleted) && hope != "deleted";
         // Its run is over already: it will not be running any more.
-        let over = hope == "running" && now.state == VmState::Stopped && ran(&now);
-        if over {
+        if hope == "running" && now.state == VmState::Stopped && ran(&now) {
             return Ok(now);
         }
-        if broke || left.is_zero() {
+        let by_end = matches!(hope, "ended" | "deleted");
+        let in_vain = !by_end && (now.state.is_over() || now.state == VmState::Deleting);
+        if in_vain || left.is_zero() {
             let why = now.reason.as_ref().map(|reason| format!(": {}", reason.message)).unwrap_or_default();
             return Err(Failure::failed(format!("The VM `{}` is {}, not {hope}{why}", now.name, now.state))
                 .advise(format!("See `flames inspect {}`.", now.name)));
         }
     }
 }
-
-/// How long is waited before it is looked again whether the hope is in vain.
-const LOOK: Duration = Duration::from_secs(2);
 
 /// Whether the VM's present run came so far as to run.
 fn ran(vm: &Vm) -> bool {

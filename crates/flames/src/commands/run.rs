@@ -152,6 +152,7 @@ fn request(arguments: RunArgs) -> CreateVm {
     spec.ports = arguments.ports.into_iter().map(port).collect();
     spec.restart.policy = restart;
     spec.restart.max_restarts = arguments.max_restarts;
+    spec.wake_on_request = arguments.wake_on_request;
     spec.timeout_ms = arguments.timeout.map(millis);
     spec.auto_delete_after_ms = arguments.rm.then(|| millis(FORGOTTEN_AFTER));
     spec.stop_grace_ms = millis(arguments.stop_grace);

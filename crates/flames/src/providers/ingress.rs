@@ -18,6 +18,12 @@ const SECTION: Section = Section::Ingress;
 #[cfg(feature = "proxy")]
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// Who wakes VMs that a request is for: only a proxy in this process asks.
+#[cfg(feature = "proxy")]
+pub(crate) type Wake = Arc<dyn flames_ingress_proxy::WakeTarget>;
+#[cfg(not(feature = "proxy"))]
+pub(crate) type Wake = std::convert::Infallible;
+
 /// What is to be started.
 #[derive(Debug, Clone)]
 pub(crate) enum IngressPlan {
@@ -47,14 +53,18 @@ impl IngressPlan {
         }
     }
 
-    /// Starts it. `dial` reaches guests' ports; without it only addresses can be targets.
-    pub(crate) async fn start(self, dial: Option<Arc<dyn Dial>>) -> Result<Ingress, Problem> {
-        let _ = &dial;
+    /// Starts it. `dial` reaches guests' ports; without it only addresses can be targets. `wake` wakes VMs that rest; without it nobody does.
+    pub(crate) async fn start(
+        self,
+        dial: Option<Arc<dyn Dial>>,
+        wake: Option<Wake>,
+    ) -> Result<Ingress, Problem> {
+        let _ = (&dial, &wake);
         match self {
             Self::Noop => Ok(Ingress::plain(Arc::new(NoopIngress::new()))),
             #[cfg(feature = "proxy")]
             Self::Proxy(config) => {
-                let hooks = Hooks { dial, ..Hooks::default() };
+                let hooks = Hooks { dial, wake, ..Hooks::default() };
                 let proxy = Proxy::start(*config, hooks).await;
                 let proxy =
                     Arc::new(proxy.map_err(|error| Problem::of_error(SECTION, "proxy", "listen", &error))?);

@@ -18,7 +18,7 @@ use flames_cache::CacheStore;
 use flames_clock::Clock;
 
 pub(crate) use check::{Checked, Verdict, check};
-pub(crate) use ingress::{Ingress, IngressPlan};
+pub(crate) use ingress::{Ingress, IngressPlan, Wake};
 pub(crate) use queue::Queue;
 pub(crate) use state::State;
 pub(crate) use views::make_views;

@@ -15,7 +15,9 @@ use flames_controller::{
 };
 use flames_error::Result;
 use flames_model::{IncarnationId, Labels, ProjectName, Resources};
-use flames_reconcile::{ImageSweepConfig, ReconcileConfig, ReconcileParts, Reconciler, RouteConfig};
+use flames_reconcile::{
+    ImageSweepConfig, ReconcileConfig, ReconcileParts, Reconciler, RestingVms, RouteConfig,
+};
 use flames_records::Records;
 use flames_service::{LinkChannel, Service, ServiceConfig, ServiceParts};
 use flames_transport_host::HostConfig;
@@ -26,7 +28,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::EPHEMERAL;
-use super::dial::{GuestDial, IngressUrls};
+use super::dial::{self, GuestDial, IngressUrls};
 use super::importer::Importer;
 use super::machines::{self, Machines};
 use crate::config::UpConfig;
@@ -74,7 +76,9 @@ impl Parts {
         state.check_not_emptied(folder.folder())?;
         let providers = Providers::open(state, blob, cache, queue, clock).await?;
         let dial = Arc::new(GuestDial::default());
-        let ingress = match ingress.start(Some(dial.clone())).await {
+        let resting = Arc::new(RestingVms::default());
+        let wake = dial::waker(&dial, &resting, ProjectName::new(PROJECT)?);
+        let ingress = match ingress.start(Some(dial.clone()), wake).await {
             Ok(ingress) => ingress,
             Err(problem) => {
                 providers.close().await;
@@ -110,7 +114,8 @@ impl Parts {
             config: ReconcileConfig { job_lease: JOB_LEASE, ..ReconcileConfig::default() },
         })?;
         reconciler.sweep_images(service.clone(), ImageSweepConfig::default());
-        reconciler.keep_routes(records, ingress.provider.clone(), clock.clone(), RouteConfig::default())?;
+        let routes = RouteConfig::default();
+        reconciler.keep_routes(records, ingress.provider.clone(), resting, clock.clone(), routes)?;
         let host = flames_transport_host::router(service.clone(), HostConfig::default());
         let client = Client::over(host, ClientConfig::default().with_clock(clock.clone()));
         let host_folder: PathBuf = base.join("controller");

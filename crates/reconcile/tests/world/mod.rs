@@ -201,6 +201,7 @@ pub fn spec(change: impl FnOnce(&mut VmSpec)) -> VmSpec {
         stdin: false,
         ports: vec![],
         restart: RestartPolicy::default(),
+        wake_on_request: false,
         timeout_ms: None,
         auto_delete_after_ms: None,
         stop_grace_ms: 1_000,

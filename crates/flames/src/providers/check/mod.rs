@@ -337,7 +337,7 @@ async fn ingress(plan: IngressPlan, is_up: bool) -> Result<Found, Problem> {
                     listener.address = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
                 }
             }
-            let ingress = IngressPlan::Proxy(config).start(None).await?;
+            let ingress = IngressPlan::Proxy(config).start(None, None).await?;
             ingress.close().await;
             Ok(match is_up {
                 true => Found::ok("its addresses are in use by the `flames up` of this data folder"),
@@ -346,7 +346,7 @@ async fn ingress(plan: IngressPlan, is_up: bool) -> Result<Found, Problem> {
         }
         #[cfg(feature = "caddy")]
         caddy => {
-            caddy.start(None).await?.close().await;
+            caddy.start(None, None).await?.close().await;
             Ok(Found::ok("its admin API answers"))
         }
     }

@@ -271,6 +271,15 @@ pub(crate) async fn place_and_run(service: &Service, vm: &str) -> IncarnationId 
     incarnation_id
 }
 
+/// Reports that the machine of a VM that `place_and_run` placed failed.
+pub(crate) async fn fail(service: &Service, vm: &str) {
+    let (_, session) = register(service).await;
+    let entry = service.records().vm(&project(), vm.parse().unwrap()).await.unwrap().unwrap();
+    let failed = report(&entry.incarnation.unwrap(), IncarnationState::Failed, None);
+    let outcome = service.report(&session, &failed).await.unwrap();
+    assert_eq!(outcome, flames_service::ReportOutcome::Taken);
+}
+
 pub(crate) fn report(
     incarnation: &flames_model::Incarnation,
     state: IncarnationState,

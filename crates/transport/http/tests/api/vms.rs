@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde_json::json;
 
-use crate::common::{Harness, place_and_run, register};
+use crate::common::{Harness, fail, place_and_run, register};
 
 const CREATE: &str = r#"{"name":"web","spec":{"image":"debian"}}"#;
 
@@ -207,6 +207,29 @@ async fn a_wait_ends_when_the_vm_is_as_hoped_or_the_time_is_up() {
     harness.call("GET", "/v1/vms/web/wait", None).await.refused(400, "INVALID_FIELD");
     harness.call("GET", "/v1/vms/web/wait?for=lunch", None).await.refused(400, "INVALID_FIELD").field("for");
     harness.call("GET", "/v1/vms/none/wait?for=running", None).await.refused(404, "VM_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn a_wait_ends_when_the_run_is_over_and_does_not_go_on_by_itself() {
+    let harness = Harness::new();
+    let vm = harness.create("web").await;
+    let id = vm["id"].as_str().unwrap();
+    place_and_run(&harness.service, id).await;
+    let waiting = harness.call("GET", "/v1/vms/web/wait?for=paused&timeout_ms=60000", None);
+    let (waited, ()) = tokio::join!(waiting, fail(&harness.service, id));
+    assert_eq!((&waited.json["reached"], &waited.json["vm"]["state"]), (&json!(false), &json!("failed")));
+    for hope in ["running", "stopped"] {
+        let path = format!("/v1/vms/web/wait?for={hope}&timeout_ms=60000");
+        assert_eq!(harness.call("GET", &path, None).await.json["reached"], json!(false), "{hope}");
+    }
+    for hope in ["failed", "ended"] {
+        let path = format!("/v1/vms/web/wait?for={hope}&timeout_ms=60000");
+        assert_eq!(harness.call("GET", &path, None).await.json["reached"], json!(true), "{hope}");
+    }
+    let again = harness.call("POST", "/v1/vms/web/start", None).await;
+    assert_eq!(again.status, StatusCode::ACCEPTED);
+    let late = harness.call("GET", "/v1/vms/web/wait?for=running&timeout_ms=20", None).await;
+    assert_eq!((&late.json["reached"], &late.json["vm"]["state"]), (&json!(false), &json!("restarting")));
 }
 
 #[tokio::test]
