@@ -13,8 +13,8 @@
 //! All but the first name the session in the headers [`CONTROLLER_HEADER`] and [`SESSION_HEADER`].
 
 pub use flames_model::{
-    Assignment, ControllerId, DriverInfo, IncarnationId, Labels, Report, Resources, SessionToken,
-    SnapshotReport, VmName,
+    AddressBlock, Assignment, ControllerId, DriverInfo, IncarnationId, Labels, Report, Resources,
+    SessionToken, SnapshotReport, VmName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,9 @@ pub struct RegisterRequest {
     pub labels: Labels,
     /// What it runs VMs with.
     pub driver: DriverInfo,
+    /// Where its guests have their addresses from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_block: Option<AddressBlock>,
 }
 
 /// What a registration gives.

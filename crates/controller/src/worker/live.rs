@@ -75,7 +75,7 @@ impl Worker {
                 if let Some(record) = &mut self.record
                     && let Some(Observation { prepared, .. }) = &seen
                 {
-                    record.endpoints = machine::endpoints(prepared);
+                    record.endpoints = machine::endpoints(&record.assignment, prepared);
                 }
                 self.live(phase == Phase::Paused).await;
             }
@@ -175,7 +175,7 @@ impl Worker {
     fn introduction(&self) -> Option<Introduction> {
         let record = self.record.as_ref().filter(|record| record.phase == RecordPhase::Accepted)?;
         let old = machine::old_identity(record)?;
-        let request = machine::restored_request(record, self.shared.capabilities.user_network);
+        let request = machine::restored_request(record, &self.shared.capabilities);
         Some(Introduction { old, request })
     }
 
