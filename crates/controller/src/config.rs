@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flames_model::{Labels, Resources, VmName};
+use flames_model::{AddressBlock, Labels, Resources, VmName};
 
 /// What a controller does when another process has registered as it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,6 +23,8 @@ pub struct ControllerConfig {
     pub labels: Labels,
     /// What it offers; see [`crate::detect_capacity`].
     pub capacity: Resources,
+    /// Where its guests have their addresses from: the block that its driver was given too. None: they have none of their own.
+    pub address_block: Option<AddressBlock>,
     /// What it does when another process has registered as it.
     pub superseded: Superseded,
     /// How long things may take, and how often things happen.
@@ -38,6 +40,7 @@ impl ControllerConfig {
             name,
             labels: Labels::default(),
             capacity,
+            address_block: None,
             superseded: Superseded::default(),
             timings: Timings::default(),
             bounds: Bounds::default(),

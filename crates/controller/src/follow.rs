@@ -100,6 +100,7 @@ impl Follower {
                 capacity: config.capacity,
                 labels: config.labels.clone(),
                 driver: self.shared.driver_info(),
+                address_block: config.address_block,
             };
             let call = self.api.register(&request);
             match self.shared.within("controller.register", timings.api_call, call).await {

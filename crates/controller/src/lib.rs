@@ -22,6 +22,7 @@ mod folder;
 mod follow;
 mod guest;
 mod machine;
+mod network;
 mod record;
 mod report;
 mod session;

@@ -1,17 +1,17 @@
 //! From an assignment to a machine: pure, so that the same record always gives the same machine.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use flames_error::{Error, ErrorKind, Result};
-use flames_guest_protocol::config::{
-    Device, GuestConfig, InterfaceAddress, NetworkConfig, RootConfig, WorkloadConfig,
-};
+use flames_guest_protocol::config::{Device, GuestConfig, RootConfig, WorkloadConfig};
 use flames_guest_protocol::message::RestoredRequest;
 use flames_guest_protocol::{AgentKey, Identity, SecretString};
 use flames_model::{Assignment, Endpoint, VmSpec};
-use flames_vmm::{BootSource, Drive, MachineSpec, NetworkSpec, PortForward, Prepared, SecretBytes};
+use flames_vmm::{BootSource, Drive, DriverCapabilities, MachineSpec, Prepared, SecretBytes};
+
+use crate::network::Connection;
 
 use crate::record::IncarnationRecord;
 
@@ -24,11 +24,6 @@ pub(crate) struct Local {
     pub(crate) layer: PathBuf,
 }
 
-/// The guest's side of QEMU's user-mode network (documentation, "Network emulation": 10.0.2.0/24, gateway .2, name server .3).
-const USER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-const USER_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-const USER_NAME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
-
 /// What proves an incarnation's agent and its controller to each other.
 pub(crate) fn identity(record: &IncarnationRecord) -> Identity {
     Identity { incarnation: record.assignment.incarnation.to_string(), key: record.key.clone() }
@@ -36,30 +31,20 @@ pub(crate) fn identity(record: &IncarnationRecord) -> Identity {
 
 /// The machine of a record.
 ///
-/// Errors: `InvalidInput` when the workload does not fit into a guest's configuration; `NotSupported` when it wants ports and the driver
-/// has no network.
+/// Errors: `InvalidInput` when the workload does not fit into a guest's configuration; `NotSupported` when the driver cannot connect it as
+/// it asks.
 pub(crate) fn machine_spec(
     record: &IncarnationRecord,
     local: &Local,
-    user_network: bool,
+    capabilities: &DriverCapabilities,
 ) -> Result<MachineSpec> {
     let spec = &record.assignment.spec;
-    if !user_network && !spec.ports.is_empty() {
-        return Err(Error::new(
-            ErrorKind::NotSupported,
-            "controller.machine",
-            "the driver has no user network",
-        )
-        .with_user_message("The host's driver cannot forward ports to guests."));
-    }
-    let config = guest_config(record, user_network).encode().map_err(|error| {
+    let connection = Connection::of(&record.assignment, capabilities);
+    let network = connection.network_spec(&record.assignment)?;
+    let config = guest_config(record, &connection).encode().map_err(|error| {
         Error::new(ErrorKind::InvalidInput, "controller.machine", error.message.clone())
             .with_user_message(error.message)
     })?;
-    let forwards = spec.ports.iter().map(|port| PortForward {
-        listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port.host_port.unwrap_or(0)),
-        guest_port: port.guest_port,
-    });
     let drive = |name: &str, path: &PathBuf, read_only| Drive {
         name: name.to_owned(),
         path: path.clone(),
@@ -75,22 +60,12 @@ pub(crate) fn machine_spec(
         },
         drives: vec![drive("image", &local.rootfs, true), drive("layer", &local.layer, false)],
         guest_config: SecretBytes(config),
-        network: match user_network {
-            true => NetworkSpec::User { forwards: forwards.collect() },
-            false => NetworkSpec::None,
-        },
+        network,
     })
 }
 
-fn guest_config(record: &IncarnationRecord, user_network: bool) -> GuestConfig {
+fn guest_config(record: &IncarnationRecord, connection: &Connection) -> GuestConfig {
     let assignment = &record.assignment;
-    let network = NetworkConfig {
-        interface: "eth0".to_owned(),
-        addresses: vec![InterfaceAddress { address: IpAddr::V4(USER_ADDRESS), prefix: 24 }],
-        gateways: vec![IpAddr::V4(USER_GATEWAY)],
-        dns: vec![IpAddr::V4(USER_NAME_SERVER)],
-        mtu: None,
-    };
     GuestConfig {
         incarnation: assignment.incarnation.to_string(),
         key: record.key.clone(),
@@ -100,7 +75,7 @@ fn guest_config(record: &IncarnationRecord, user_network: bool) -> GuestConfig {
             lower_filesystem: "ext4".to_owned(),
             upper: Some(Device::Path("/dev/vdb".to_owned())),
         }),
-        network: user_network.then_some(network),
+        network: connection.guest_config(),
         workload: Some(workload(assignment)),
         epoch_ms: record.epoch_ms,
     }
@@ -114,8 +89,12 @@ pub(crate) fn old_identity(record: &IncarnationRecord) -> Option<Identity> {
 }
 
 /// What a guest that was loaded from a snapshot is told; clock and seed are for whoever sends it.
-pub(crate) fn restored_request(record: &IncarnationRecord, user_network: bool) -> RestoredRequest {
-    let GuestConfig { incarnation, key, hostname, network, .. } = guest_config(record, user_network);
+pub(crate) fn restored_request(
+    record: &IncarnationRecord,
+    capabilities: &DriverCapabilities,
+) -> RestoredRequest {
+    let connection = Connection::of(&record.assignment, capabilities);
+    let GuestConfig { incarnation, key, hostname, network, .. } = guest_config(record, &connection);
     let machine_id = record.assignment.incarnation.uuid().simple().to_string();
     RestoredRequest {
         incarnation,
@@ -158,9 +137,16 @@ fn argv(assignment: &Assignment) -> Vec<String> {
     program.iter().chain(arguments).cloned().collect()
 }
 
-/// Where a machine's ports are reached, by guest port.
-pub(crate) fn endpoints(prepared: &Prepared) -> Vec<Endpoint> {
-    let endpoint =
+/// Where a machine's ports are reached: at the host's that lead to them, and at the guest's own address.
+pub(crate) fn endpoints(assignment: &Assignment, prepared: &Prepared) -> Vec<Endpoint> {
+    let forwarded =
         |(guest_port, address): (&u16, &SocketAddr)| Endpoint { guest_port: *guest_port, address: *address };
-    prepared.forwards.iter().map(endpoint).collect()
+    let ports = assignment.spec.ports.iter().map(|port| port.guest_port);
+    let own = assignment.address.into_iter().flat_map(|address| {
+        ports.clone().map(move |guest_port| Endpoint {
+            guest_port,
+            address: SocketAddr::new(address.ipv4.into(), guest_port),
+        })
+    });
+    prepared.forwards.iter().map(forwarded).chain(own).collect()
 }

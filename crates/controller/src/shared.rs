@@ -8,7 +8,7 @@ use std::time::Duration;
 use flames_client::HostApi;
 use flames_clock::{Clock, ClockExt, Random};
 use flames_error::{Error, Result};
-use flames_model::{ControllerId, CpuFacts, DriverInfo, Exit, IncarnationId, VmId};
+use flames_model::{ControllerId, CpuFacts, DriverInfo, DriverNetwork, Exit, IncarnationId, VmId};
 use flames_vmm::{DriverCapabilities, IncarnationName, VmDriver};
 use tokio::sync::{Semaphore, watch};
 
@@ -126,6 +126,13 @@ impl Shared {
                 features: cpu.features.clone(),
             },
             default_kernel: self.default_kernel.clone(),
+            network: if capabilities.tap_network && self.config.address_block.is_some() {
+                DriverNetwork::Tap
+            } else if capabilities.user_network {
+                DriverNetwork::User
+            } else {
+                DriverNetwork::None
+            },
         }
     }
 

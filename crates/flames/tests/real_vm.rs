@@ -8,14 +8,15 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use flames_conformance_runner::{Case, Suite, Time, Unavailable, run};
+use support::busybox::import_busybox;
 use support::{Installation, eventually, finish, wait};
 
 fn main() -> ExitCode {
@@ -50,6 +51,7 @@ cases![
     a_server_in_the_guest_is_reached_by_its_port_and_by_port_forward,
     a_port_of_a_guest_answers_at_its_url_while_it_runs,
     a_request_wakes_a_guest_that_is_paused_or_stopped,
+    a_guest_reaches_nothing_unless_it_is_unrestricted,
     a_paused_guest_stands_still_and_goes_on,
     a_pause_keeps_a_process_and_its_open_file,
     a_snapshot_is_restored_twice_and_both_go_on,
@@ -106,28 +108,6 @@ fn installation() -> Installation {
     up_with(&mut installation, &[]);
     import_busybox(&installation);
     installation
-}
-
-fn import_busybox(installation: &Installation) {
-    let root = installation.folder.path().join("busybox");
-    if !root.exists() {
-        make_busybox(&root);
-    }
-    installation.run(&["image", "import", "busybox", root.to_str().unwrap()]).ok();
-}
-
-fn make_busybox(root: &Path) {
-    for folder in ["bin", "etc", "tmp", "proc", "sys", "dev"] {
-        fs::create_dir_all(root.join(folder)).unwrap();
-    }
-    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    for name in [
-        "sh", "cat", "echo", "sleep", "uname", "nc", "id", "stty", "tty", "wc", "sync", "kill", "free", "pwd",
-    ] {
-        std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
-    }
-    fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nguest:x:1000:1000::/tmp:/bin/sh\n").unwrap();
-    fs::write(root.join("etc/os-release"), "NAME=\"the image's own\"\n").unwrap();
 }
 
 fn start(installation: &Installation, name: &str, script: &str) {
@@ -362,6 +342,21 @@ fn a_request_wakes_a_guest_that_is_paused_or_stopped() {
     installation.run(&["rm", "-f", "web"]).ok();
     assert!(get(&url).starts_with("HTTP/1.1 404"), "nobody is left to wake");
     assert_clean(&installation);
+}
+
+fn a_guest_reaches_nothing_unless_it_is_unrestricted() {
+    let installation = installation();
+    // The host's loopback, as QEMU's user-mode network shows it to guests.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || listener.incoming().for_each(drop));
+    let script = format!("nc -w 10 10.0.2.2 {port} </dev/null && echo reached || echo unreached");
+    let run = |egress: &[&str]| {
+        let workload = ["busybox", "--", "sh", "-c", &script];
+        installation.run(&[&["-q", "run", "--rm"][..], egress, &workload].concat()).ok()
+    };
+    assert_eq!(run(&[]), "unreached\n");
+    assert_eq!(run(&["--egress", "unrestricted"]), "reached\n");
 }
 
 fn a_paused_guest_stands_still_and_goes_on() {

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ControllerId, FencingToken, ImageManifest, IncarnationId, ProjectName, RestoreOrder, SnapshotId, Source,
-    VmId, VmName, VmSpec,
+    ControllerId, FencingToken, GuestAddress, ImageManifest, IncarnationId, ProjectName, RestoreOrder,
+    SnapshotId, Source, VmId, VmName, VmSpec,
 };
 
 /// What a controller is to make of an incarnation.
@@ -41,6 +41,9 @@ pub struct Assignment {
     pub wanted: Wanted,
     /// What the user asked for.
     pub spec: VmSpec,
+    /// Its guest's address, of the controller's block; none where that has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<GuestAddress>,
     /// What it starts from.
     pub source: Source,
     /// The root file system, resolved when it was placed.

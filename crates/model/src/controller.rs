@@ -5,7 +5,10 @@ use std::ops::{Add, Sub};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{ControllerId, CpuFacts, Labels, SessionToken, VmName};
+use crate::{
+    AddressBlock, AddressSlots, ControllerId, CpuFacts, DriverNetwork, GuestAddress, Labels, SessionToken,
+    VmName,
+};
 
 /// Amounts of what a host gives to VMs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -76,6 +79,9 @@ pub struct DriverInfo {
     /// The digest of the kernel that guests boot which name none, when there is one.
     #[serde(default)]
     pub default_kernel: Option<String>,
+    /// How it connects guests.
+    #[serde(default)]
+    pub network: DriverNetwork,
 }
 
 /// A host's daemon: its identity and what it offers. Written by registration and by operators only; a heartbeat does not touch it.
@@ -91,6 +97,9 @@ pub struct Controller {
     pub labels: Labels,
     /// What it runs VMs with.
     pub driver: DriverInfo,
+    /// Where its guests have their addresses from; none: they have none of their own. Not changed while any is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_block: Option<AddressBlock>,
     /// Whether nothing new is placed here.
     pub cordoned: bool,
     /// Its present registration. Calls that name another are refused.
@@ -108,6 +117,25 @@ pub struct ControllerAllocation {
     pub controller: ControllerId,
     /// The sums of what its unreleased incarnations and its persistent disks hold.
     pub reserved: Resources,
+    /// Which places of its address block they hold. Each is held by one unreleased incarnation.
+    #[serde(default, skip_serializing_if = "AddressSlots::is_empty")]
+    pub addresses: AddressSlots,
+}
+
+impl ControllerAllocation {
+    /// Of a controller on which nothing is reserved.
+    pub fn empty(controller: ControllerId) -> Self {
+        Self { controller, reserved: Resources::default(), addresses: AddressSlots::default() }
+    }
+
+    /// What is left when these resources and this place are given back.
+    pub fn without(&self, resources: Resources, address: Option<&GuestAddress>) -> Self {
+        let mut left = Self { reserved: self.reserved - resources, ..self.clone() };
+        if let Some(address) = address {
+            left.addresses.remove(address.slot);
+        }
+        left
+    }
 }
 
 /// A controller's sign of life. Written by heartbeats only.

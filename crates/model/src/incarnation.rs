@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{ControllerId, FencingToken, IncarnationId, ProjectName, Reason, Resources, VmId};
+use crate::{ControllerId, FencingToken, GuestAddress, IncarnationId, ProjectName, Reason, Resources, VmId};
 
 /// Where an incarnation is in its life.
 ///
@@ -134,6 +134,9 @@ pub struct Incarnation {
     pub controller: ControllerId,
     /// What it holds there.
     pub resources: Resources,
+    /// The address that it holds there, of its controller's block; none where that has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<GuestAddress>,
     /// Reports count only with this token.
     pub token: FencingToken,
     /// What it started from.

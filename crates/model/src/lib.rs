@@ -10,6 +10,7 @@ mod ids;
 mod image;
 mod incarnation;
 mod names;
+mod network;
 mod request;
 mod secret;
 mod snapshot;
@@ -27,7 +28,11 @@ pub use ids::{
 };
 pub use image::{Image, ImageDefaults, ImageKind, ImageManifest};
 pub use incarnation::{Endpoint, Exit, ExitCause, Incarnation, IncarnationState, Report, Source};
-pub use names::{ImageName, Labels, ProjectName, SnapshotName, VmName};
+pub use names::{ImageName, Labels, PrivateNetworkName, ProjectName, SnapshotName, VmName};
+pub use network::{
+    AddressBlock, AddressSlots, Bandwidth, DomainPattern, DriverNetwork, Egress, GuestAddress, IpRange,
+    METADATA_RANGES, NetworkSpec, PortRange, SPECIAL_RANGES,
+};
 pub use request::{Request, RequestRefusal, apply_request, run_is_over};
 pub use secret::SecretString;
 pub use snapshot::{

@@ -77,6 +77,13 @@ checked_text!(
     "A name is 1 to 63 of a-z, 0-9 and `-`, and neither begins nor ends with `-`."
 );
 checked_text!(
+    /// A private network's name, within its project.
+    PrivateNetworkName,
+    "spec.network.private_network",
+    is_dns_label,
+    "A private network's name is 1 to 63 of a-z, 0-9 and `-`, and neither begins nor ends with `-`."
+);
+checked_text!(
     /// A snapshot's name, unique within its project.
     SnapshotName,
     "name",

@@ -4,8 +4,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ControllerId, DriverInfo, FencingToken, ImageManifest, Incarnation, IncarnationId, IncarnationState,
-    Labels, ProjectName, Reason, SecretString, SnapshotId, SnapshotName, Source, Vm, VmId, VmName, VmSpec,
+    ControllerId, DriverInfo, DriverNetwork, FencingToken, ImageManifest, Incarnation, IncarnationId,
+    IncarnationState, Labels, ProjectName, Reason, SecretString, SnapshotId, SnapshotName, Source, Vm, VmId,
+    VmName, VmSpec,
 };
 
 /// Where a snapshot is in its life: `pending → taking → ready`, or `failed` from either; `deleting` while it is looked whether anybody
@@ -75,6 +76,9 @@ pub struct SnapshotPlatform {
     pub cpu: CpuFacts,
     /// The digest of the host's default kernel, when the guest runs that.
     pub kernel: Option<String>,
+    /// How it was connected: it has that device. None: nobody wrote that down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<DriverNetwork>,
 }
 
 impl SnapshotPlatform {
@@ -85,6 +89,7 @@ impl SnapshotPlatform {
             version: driver.version.clone(),
             cpu: driver.cpu.clone(),
             kernel: driver.default_kernel.clone().filter(|_| kernel.is_none()),
+            network: Some(driver.network),
         }
     }
 
@@ -109,6 +114,8 @@ impl SnapshotPlatform {
             ))
         } else if self.kernel.is_some() && self.kernel != host.default_kernel {
             Some("its default kernel is another than the guest's".to_owned())
+        } else if self.network.is_some_and(|network| network != host.network) {
+            Some(format!("its driver {} connects guests in another way than the saved one was", host.name))
         } else {
             None
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ImageName, Labels, Resources, SecretString};
+use crate::{ImageName, Labels, NetworkSpec, Resources, SecretString};
 
 /// What a user asks of a VM. Fixed for the VM's life. [`VmSpec::validate`] says what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +41,9 @@ pub struct VmSpec {
     pub stdin: bool,
     /// Ports of the guest to be reached from outside.
     pub ports: Vec<PortSpec>,
+    /// What it may reach, and who may reach it. Not written where it is what a VM has that asks for nothing.
+    #[serde(default, skip_serializing_if = "NetworkSpec::is_default")]
+    pub network: NetworkSpec,
     /// What happens when the workload ends.
     pub restart: RestartPolicy,
     /// Whether a request for one of its ports starts it when it is stopped, and resumes it when it is paused.
@@ -66,6 +69,11 @@ impl VmSpec {
             DiskKind::Persistent => 0,
         };
         Resources { vcpus: u64::from(self.vcpus), memory_mib: self.memory_mib, disk_mib, vms: 1 }
+    }
+
+    /// Whether it asks for a port of its host by number.
+    pub fn asks_for_host_port(&self) -> bool {
+        self.ports.iter().any(|port| port.host_port.is_some())
     }
 
     /// What its persistent disk takes from the controller that holds it.
@@ -94,7 +102,7 @@ pub enum DiskKind {
 pub struct PortSpec {
     /// The port inside the guest.
     pub guest_port: u16,
-    /// The port on the host's loopback address; none: any free one.
+    /// The port on the host's loopback address; none: any free one, on hosts that give guests ports of theirs.
     pub host_port: Option<u16>,
 }
 

@@ -70,6 +70,7 @@ impl VmSpec {
         )?;
         self.validate_workload()?;
         self.validate_ports()?;
+        self.network.validate()?;
         for (field, value) in
             [("spec.timeout_ms", self.timeout_ms), ("spec.auto_delete_after_ms", self.auto_delete_after_ms)]
         {

@@ -24,6 +24,7 @@ fn spec() -> VmSpec {
         tty: false,
         stdin: false,
         ports: Vec::new(),
+        network: Default::default(),
         restart: RestartPolicy::default(),
         wake_on_request: false,
         timeout_ms: None,
@@ -43,6 +44,7 @@ fn driver(name: &str) -> DriverInfo {
         snapshot: true,
         cpu: CpuFacts { vendor: "v".to_owned(), model: "m".to_owned(), features: "f".to_owned() },
         default_kernel: Some("k".to_owned()),
+        network: Default::default(),
     }
 }
 
@@ -183,6 +185,7 @@ fn a_snapshot_fits_hosts_that_are_the_same_in_all_that_counts() {
         DriverInfo { default_kernel: None, ..host.clone() },
         DriverInfo { default_kernel: Some("other".to_owned()), ..host.clone() },
         DriverInfo { cpu: CpuFacts { features: "g".to_owned(), ..host.cpu.clone() }, ..host.clone() },
+        DriverInfo { network: DriverNetwork::Tap, ..host.clone() },
     ];
     for other in others {
         assert!(platform.misfit(&other).is_some(), "{other:?}");

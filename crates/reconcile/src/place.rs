@@ -5,9 +5,9 @@ use std::sync::{Arc, PoisonError};
 use flames_clock::{Monotonic, RandomExt};
 use flames_error::Result;
 use flames_model::{
-    Assignment, Controller, ControllerAllocation, ControllerId, Disk, DiskId, EventKind, FencingToken, Image,
-    ImageManifest, Incarnation, IncarnationId, IncarnationState, Reason, ReasonCode, Resources, RestoreOrder,
-    Snapshot, Source, Vm, Wanted, restores_from,
+    AddressSlots, Assignment, Controller, ControllerAllocation, ControllerId, Disk, DiskId, EventKind,
+    FencingToken, GuestAddress, Image, ImageManifest, Incarnation, IncarnationId, IncarnationState, Reason,
+    ReasonCode, Resources, RestoreOrder, Snapshot, Source, Vm, Wanted, restores_from,
 };
 use flames_records::{Change, DueEntry, Versioned, VmEntry};
 use flames_scheduler::{Candidate, Decision, Request};
@@ -19,7 +19,14 @@ use crate::vm::VmReconciler;
 #[derive(Debug, Clone)]
 pub(crate) struct PlacementView {
     seen_at: Monotonic,
-    controllers: Arc<Vec<(Versioned<Controller>, Resources)>>,
+    controllers: Arc<Vec<(Versioned<Controller>, Held)>>,
+}
+
+/// What is held on a controller.
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    reserved: Resources,
+    addresses: u32,
 }
 
 /// What an incarnation is made from, with the records that must not change until that is committed.
@@ -56,6 +63,31 @@ impl Origin {
 struct Place {
     controller: Versioned<Controller>,
     allocation: Versioned<ControllerAllocation>,
+    /// The guest's, where the controller has a block.
+    address: Option<GuestAddress>,
+}
+
+impl Place {
+    /// On this controller, if there is room by its allocation and what was added to that.
+    fn on(
+        controller: Versioned<Controller>,
+        allocation: Versioned<ControllerAllocation>,
+        added: (Resources, &AddressSlots),
+        wanted: Resources,
+    ) -> Option<Self> {
+        let (resources, addresses) = added;
+        if !controller.capacity.fit(&(allocation.reserved + resources + wanted)) {
+            return None;
+        }
+        let address = match &controller.address_block {
+            Some(block) => {
+                let slot = allocation.addresses.lowest_free(addresses, block.slots())?;
+                Some(block.address(slot)?)
+            }
+            None => None,
+        };
+        Some(Self { controller, allocation, address })
+    }
 }
 
 impl VmReconciler {
@@ -80,7 +112,14 @@ impl VmReconciler {
         let pinned = disk.as_ref().map(|disk| disk.controller);
         let restore = origin.restore();
         let platform = restore.as_ref().map(|restore| &restore.platform);
-        let request = Request { resources: wanted, placement: &vm.spec.placement, pinned, platform };
+        let request = Request {
+            resources: wanted,
+            placement: &vm.spec.placement,
+            network: &vm.spec.network,
+            host_port: vm.spec.asks_for_host_port(),
+            pinned,
+            platform,
+        };
         reservations.take_turn(&self.placing).await;
         let place = match self.find_place(&request, reservations).await? {
             Ok(place) => place,
@@ -128,17 +167,15 @@ impl VmReconciler {
                 Decision::Nowhere(reason) => nowhere = reason,
                 Decision::Place(id) => {
                     let chosen = candidates.into_iter().find(|(candidate, _)| candidate.controller.id == id);
-                    let (allocation, reserved) = match reservations.of(id) {
-                        Some((stored, added)) => (Some(stored.clone()), added),
-                        None => (self.parts.records.allocation(id).await?, Resources::default()),
+                    let none = AddressSlots::default();
+                    let (allocation, added) = match reservations.of(id) {
+                        Some(added) => (Some(added.allocation.clone()), (added.resources, &added.addresses)),
+                        None => (self.parts.records.allocation(id).await?, (Resources::default(), &none)),
                     };
-                    if let (Some((candidate, controller)), Some(allocation)) = (chosen, allocation)
-                        && candidate
-                            .controller
-                            .capacity
-                            .fit(&(allocation.reserved + reserved + request.resources))
+                    if let (Some((_, controller)), Some(allocation)) = (chosen, allocation)
+                        && let Some(place) = Place::on(controller, allocation, added, request.resources)
                     {
-                        return Ok(Ok(Place { controller, allocation }));
+                        return Ok(Ok(place));
                     }
                 }
             }
@@ -164,23 +201,32 @@ impl VmReconciler {
                 controllers
             }
         };
-        let candidate = |(controller, reserved): &(Versioned<Controller>, Resources)| {
+        let candidate = |(controller, held): &(Versioned<Controller>, Held)| {
             let alive = self.liveness.is_alive(controller.id);
-            let reserved = match reservations.of(controller.id) {
-                Some((_, added)) => *reserved + added,
-                None => *reserved,
+            let Held { reserved, addresses } = match reservations.of(controller.id) {
+                Some(added) => Held {
+                    reserved: held.reserved + added.resources,
+                    addresses: held.addresses + added.addresses.count(),
+                },
+                None => *held,
             };
-            (Candidate { controller: Arc::clone(&controller.record), reserved, alive }, controller.clone())
+            let block = controller.address_block.as_ref();
+            let addresses_left = block.map(|block| block.slots().saturating_sub(addresses));
+            let record = Arc::clone(&controller.record);
+            (Candidate { controller: record, reserved, addresses_left, alive }, controller.clone())
         };
         Ok(controllers.iter().map(candidate).collect())
     }
 
-    async fn read_controllers(&self) -> Result<Vec<(Versioned<Controller>, Resources)>> {
-        let mut reserved = std::collections::BTreeMap::new();
+    async fn read_controllers(&self) -> Result<Vec<(Versioned<Controller>, Held)>> {
+        let mut held = std::collections::BTreeMap::new();
         let mut after: Option<ControllerId> = None;
         loop {
             let page = self.parts.records.allocations(after).await?;
-            reserved.extend(page.items.iter().map(|allocation| (allocation.controller, allocation.reserved)));
+            held.extend(page.items.iter().map(|allocation| {
+                let addresses = allocation.addresses.count();
+                (allocation.controller, Held { reserved: allocation.reserved, addresses })
+            }));
             match page.next {
                 Some(next) => after = Some(next),
                 None => break,
@@ -191,8 +237,8 @@ impl VmReconciler {
         loop {
             let page = self.parts.records.controllers(after, flames_records::MAX_PAGE).await?;
             controllers.extend(page.items.into_iter().map(|controller| {
-                let reserved = reserved.get(&controller.id).copied().unwrap_or_default();
-                (controller, reserved)
+                let held = held.get(&controller.id).copied().unwrap_or_default();
+                (controller, held)
             }));
             match page.next {
                 Some(next) => after = Some(next),
@@ -285,6 +331,7 @@ impl VmReconciler {
             run: old.run,
             controller: place.controller.id,
             resources: old.spec.resources(),
+            address: place.address,
             token,
             source: source.clone(),
             state: IncarnationState::Scheduled,
@@ -311,6 +358,7 @@ impl VmReconciler {
                 Wanted::Running
             },
             spec: old.spec.clone(),
+            address: place.address,
             source,
             image,
             kernel,
@@ -330,7 +378,8 @@ impl VmReconciler {
             .insert_incarnation(incarnation)
             .insert_assignment(assignment)
             .event(Some(&old.project), &event);
-        let reserve = Reserve { allocation: place.allocation, resources: wanted };
+        let addresses = place.address.iter().map(|address| address.slot).collect();
+        let reserve = Reserve { allocation: place.allocation, resources: wanted, addresses };
         Ok(Decided { change, reserve: Some(reserve) })
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use flames_model::{ControllerAllocation, ControllerId, Resources};
+use flames_model::{AddressSlots, ControllerAllocation, ControllerId, Resources};
 use flames_records::{Change, Versioned};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -26,6 +26,8 @@ pub(crate) struct Reserve {
     /// What is stored of the controller.
     pub(crate) allocation: Versioned<ControllerAllocation>,
     pub(crate) resources: Resources,
+    /// The places of the controller's address block.
+    pub(crate) addresses: AddressSlots,
 }
 
 /// What is reserved by the steps of one commit, each controller's sum written once. To be kept until that commit is over.
@@ -45,17 +47,17 @@ impl Reservations {
     }
 
     /// What is stored of a controller's allocation, and what these steps add to it; none when they reserve nothing there.
-    pub(crate) fn of(
-        &self,
-        controller: ControllerId,
-    ) -> Option<(&Versioned<ControllerAllocation>, Resources)> {
-        self.by_controller.get(&controller).map(|reserve| (&reserve.allocation, reserve.resources))
+    pub(crate) fn of(&self, controller: ControllerId) -> Option<&Reserve> {
+        self.by_controller.get(&controller)
     }
 
     pub(crate) fn add(&mut self, reserve: Option<Reserve>) {
         let Some(reserve) = reserve else { return };
         match self.by_controller.get_mut(&reserve.allocation.controller) {
-            Some(known) => known.resources = known.resources + reserve.resources,
+            Some(known) => {
+                known.resources = known.resources + reserve.resources;
+                known.addresses.insert_all(&reserve.addresses);
+            }
             None => drop(self.by_controller.insert(reserve.allocation.controller, reserve)),
         }
     }
@@ -69,9 +71,11 @@ impl Reservations {
 
     /// Adds them to the change that they belong to.
     pub(crate) fn write(&self, change: &mut Change) {
-        for (controller, Reserve { allocation, resources }) in &self.by_controller {
-            let reserved = allocation.reserved + *resources;
-            change.update_allocation(allocation, ControllerAllocation { controller: *controller, reserved });
+        for Reserve { allocation, resources, addresses } in self.by_controller.values() {
+            let mut new = ControllerAllocation::clone(allocation);
+            new.reserved = new.reserved + *resources;
+            new.addresses.insert_all(addresses);
+            change.update_allocation(allocation, new);
         }
     }
 }

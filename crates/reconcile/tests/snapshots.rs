@@ -30,7 +30,7 @@ async fn get(world: &World, snapshot: &str) -> flames_error::Result<Snapshot> {
 }
 
 async fn restore(world: &World, snapshot: &str, name: &str) -> flames_error::Result<VmView> {
-    let restore = RestoreSnapshot { name: Some(VmName::new(name).unwrap()), labels: None };
+    let restore = RestoreSnapshot { name: Some(VmName::new(name).unwrap()), labels: None, network: None };
     world
         .service
         .restore_snapshot(&caller(), &SnapshotRef::parse(snapshot).unwrap(), restore, &no_key())

@@ -276,6 +276,11 @@ impl Change {
         self.replace(keys::allocation(old.controller), old, new)
     }
 
+    /// Proves that what is reserved on a controller is as it was read.
+    pub fn require_allocation(&mut self, read: &Versioned<ControllerAllocation>) -> &mut Self {
+        self.require(keys::allocation(read.controller), read)
+    }
+
     /// Sets a controller's lease, whatever it was: for a registration, which supersedes earlier ones.
     pub fn set_lease(&mut self, new: &ControllerLease) -> &mut Self {
         self.step(|commit| {

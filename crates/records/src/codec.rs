@@ -20,31 +20,33 @@ pub trait Record: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
     /// Its name, for errors.
     const KIND: &'static str;
     /// The schema that this version writes. Grows by one with each change that an older reader would misread.
-    const SCHEMA: u32 = 1;
+    const SCHEMA: u32;
 }
 
 macro_rules! record {
-    ($($type:ty => $kind:literal),* $(,)?) => {
+    ($($type:ty => $kind:literal, $schema:literal);* $(;)?) => {
         $(impl Record for $type {
             const KIND: &'static str = $kind;
+            const SCHEMA: u32 = $schema;
         })*
     };
 }
 
+// Schema 2: networks. Who rewrote one of these without knowing them would drop a VM's policy, or free an address that is in use.
 record! {
-    Vm => "vm",
-    Incarnation => "incarnation",
-    Assignment => "assignment",
-    Controller => "controller",
-    ControllerAllocation => "allocation",
-    ControllerLease => "lease",
-    Disk => "disk",
-    Image => "image",
-    Snapshot => "snapshot",
-    Event => "event",
-    Tombstone => "tombstone",
-    Idempotency => "idempotency",
-    Condemned => "condemned",
+    Vm => "vm", 2;
+    Incarnation => "incarnation", 2;
+    Assignment => "assignment", 2;
+    Controller => "controller", 2;
+    ControllerAllocation => "allocation", 2;
+    ControllerLease => "lease", 1;
+    Disk => "disk", 1;
+    Image => "image", 1;
+    Snapshot => "snapshot", 2;
+    Event => "event", 1;
+    Tombstone => "tombstone", 2;
+    Idempotency => "idempotency", 1;
+    Condemned => "condemned", 1;
 }
 
 #[derive(Serialize)]

@@ -115,7 +115,8 @@ mod tests {
 
     fn allocation(vcpus: u64) -> ControllerAllocation {
         let controller = ControllerId::from_uuid(uuid::Uuid::from_u128(1));
-        ControllerAllocation { controller, reserved: Resources { vcpus, ..Resources::default() } }
+        let reserved = Resources { vcpus, ..Resources::default() };
+        ControllerAllocation { reserved, ..ControllerAllocation::empty(controller) }
     }
 
     #[test]

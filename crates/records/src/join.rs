@@ -68,6 +68,7 @@ mod tests {
             run: 1,
             controller: flames_model::ControllerId::from_uuid(Uuid::from_u128(1)),
             resources: Resources::default(),
+            address: None,
             token: FencingToken(1),
             source: Source::Boot,
             state: IncarnationState::Scheduled,

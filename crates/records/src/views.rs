@@ -78,6 +78,7 @@ const VIEWS: &[ViewDefinition] = &[
             text("reason", &["record", "reason", "message"]),
             json("exit", &["record", "exit"]),
             json("resources", &["record", "resources"]),
+            text("address", &["record", "address", "ipv4"]),
             json("timeline", &["record", "timeline"]),
             text("created_at", &["record", "created_at"]),
             text("released_at", &["record", "released_at"]),
@@ -138,6 +139,7 @@ const VIEWS: &[ViewDefinition] = &[
             json("capacity", &["record", "capacity"]),
             json("labels", &["record", "labels"]),
             json("driver", &["record", "driver"]),
+            json("address_block", &["record", "address_block"]),
             text("cordoned", &["record", "cordoned"]),
             text("registered_at", &["record", "registered_at"]),
         ],
@@ -150,6 +152,7 @@ const VIEWS: &[ViewDefinition] = &[
             number("memory_mib", &["record", "reserved", "memory_mib"]),
             number("disk_mib", &["record", "reserved", "disk_mib"]),
             number("vms", &["record", "reserved", "vms"]),
+            json("addresses", &["record", "addresses"]),
         ],
     },
     ViewDefinition {

@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use flames_model::{Controller, ControllerId, Labels, Reason, ReasonCode, Resources, SnapshotPlatform};
+use flames_model::{
+    Controller, ControllerId, Labels, NetworkSpec, Reason, ReasonCode, Resources, SnapshotPlatform,
+};
 
 /// Among how many of the best controllers the choice is random.
 pub const CHOICE: usize = 3;
@@ -18,6 +20,10 @@ pub struct Request<'a> {
     pub resources: Resources,
     /// Labels that the controller must have.
     pub placement: &'a Labels,
+    /// How it is to be connected.
+    pub network: &'a NetworkSpec,
+    /// Whether it asks for a port of its host by number.
+    pub host_port: bool,
     /// The only controller that will do, where its persistent disk is.
     pub pinned: Option<ControllerId>,
     /// What the saved guest needs that it is loaded from.
@@ -31,6 +37,8 @@ pub struct Candidate {
     pub controller: Arc<Controller>,
     /// What is reserved on it.
     pub reserved: Resources,
+    /// How many addresses of its block are free; none: it has no block, and guests there need no address.
+    pub addresses_left: Option<u32>,
     /// Whether its lease is held, as far as this replica can tell.
     pub alive: bool,
 }
@@ -42,6 +50,8 @@ impl Candidate {
             && request.pinned.is_none_or(|pinned| pinned == self.controller.id)
             && self.controller.labels.contain(request.placement)
             && request.platform.is_none_or(|needed| needed.misfit(&self.controller.driver).is_none())
+            && request.network.misfit(request.host_port, &self.controller).is_none()
+            && self.addresses_left != Some(0)
             && self.controller.capacity.fit(&(self.reserved + request.resources))
     }
 
@@ -98,6 +108,21 @@ fn why_nowhere(request: &Request<'_>, candidates: &[Candidate]) -> Reason {
         );
         return Reason::new(ReasonCode::Incompatible, message);
     }
+    let misfit = |candidate: &Candidate| request.network.misfit(request.host_port, &candidate.controller);
+    if let Some(first) = labelled.first()
+        && labelled.iter().all(|candidate| misfit(candidate).is_some())
+    {
+        let why = misfit(first).unwrap_or_default();
+        let message =
+            format!("No controller can connect the VM as it asks. Of `{}`: {why}.", first.controller.name);
+        return Reason::new(ReasonCode::Incompatible, message);
+    }
+    let has_room = |candidate: &Candidate| {
+        misfit(candidate).is_none()
+            && request.pinned.is_none_or(|pinned| pinned == candidate.controller.id)
+            && candidate.controller.capacity.fit(&(candidate.reserved + request.resources))
+    };
+    let lacks_only_addresses = labelled.iter().filter(|candidate| has_room(candidate)).collect::<Vec<_>>();
     let Resources { vcpus, memory_mib, disk_mib, .. } = request.resources;
     let message = if candidates.is_empty() {
         "No controller has registered.".to_owned()
@@ -109,6 +134,9 @@ fn why_nowhere(request: &Request<'_>, candidates: &[Candidate]) -> Reason {
         "No controller is there that takes new VMs.".to_owned()
     } else if labelled.is_empty() {
         "No controller has the labels that the VM's placement asks for.".to_owned()
+    } else if !lacks_only_addresses.is_empty() {
+        "No address is left in the address blocks of the controllers that have room: give their hosts larger ones (`address_block`)."
+            .to_owned()
     } else {
         format!(
             "No controller has {vcpus} vCPUs, {memory_mib} MiB of memory and {disk_mib} MiB of disk free."
@@ -121,10 +149,15 @@ fn why_nowhere(request: &Request<'_>, candidates: &[Candidate]) -> Reason {
 mod tests {
     use std::collections::BTreeMap;
 
-    use flames_model::{DriverInfo, SessionToken, Timestamp, VmName};
+    use flames_model::{
+        AddressBlock, Bandwidth, DriverInfo, DriverNetwork, Egress, SessionToken, Timestamp, VmName,
+    };
     use uuid::Uuid;
 
     use super::*;
+
+    static DENIED: NetworkSpec =
+        NetworkSpec { egress: Egress::Deny, private_network: None, upload: None, download: None };
 
     fn candidate(number: u128, vcpus: u64, used: u64) -> Candidate {
         Candidate {
@@ -142,13 +175,16 @@ mod tests {
                     snapshot: true,
                     cpu: Default::default(),
                     default_kernel: None,
+                    network: DriverNetwork::User,
                 },
+                address_block: None,
                 cordoned: false,
                 session: SessionToken::from_uuid(Uuid::from_u128(number)),
                 created_at: Timestamp::UNIX_EPOCH,
                 registered_at: Timestamp::UNIX_EPOCH,
             }),
             reserved: Resources { vcpus: used, ..Resources::default() },
+            addresses_left: None,
             alive: true,
         }
     }
@@ -157,6 +193,8 @@ mod tests {
         Request {
             resources: Resources { vcpus, memory_mib: 128, disk_mib: 64, vms: 1 },
             placement,
+            network: &DENIED,
+            host_port: false,
             pinned: None,
             platform: None,
         }
@@ -238,6 +276,60 @@ mod tests {
             assert_eq!(reason.code, ReasonCode::Incompatible);
             assert!(reason.message.contains(said), "{said}: {reason:?}");
         }
+    }
+
+    fn with_block(number: u128, left: u32) -> Candidate {
+        let mut candidate = candidate(number, 4, 0);
+        let controller = Arc::make_mut(&mut candidate.controller);
+        controller.driver.network = DriverNetwork::Tap;
+        controller.address_block = Some(AddressBlock { ipv4: "10.0.0.0/28".parse().unwrap(), ipv6: None });
+        Candidate { addresses_left: Some(left), ..candidate }
+    }
+
+    #[test]
+    fn a_vm_goes_only_where_its_network_can_be_as_it_asks_and_the_reason_says_so() {
+        let labels = Labels::default();
+        let hosts = [candidate(1, 4, 0), with_block(2, 4)];
+        let asked = |change: fn(&mut NetworkSpec)| {
+            let mut network = NetworkSpec::default();
+            change(&mut network);
+            network
+        };
+        let only_tap = [
+            asked(|network| network.egress = Egress::Allow { named: Vec::new() }),
+            asked(|network| network.private_network = Some("team".to_owned().try_into().unwrap())),
+            asked(|network| network.upload = Some(Bandwidth::of(1_000_000))),
+        ];
+        for network in &only_tap {
+            let request = Request { network, ..request(1, &labels) };
+            for pick in 0..4 {
+                assert_eq!(place(&request, &hosts, pick), Decision::Place(hosts[1].controller.id));
+            }
+            let Decision::Nowhere(reason) = place(&request, &hosts[..1], 0) else { panic!("placed") };
+            assert_eq!(reason.code, ReasonCode::Incompatible);
+            assert!(reason.message.contains("host-1") && reason.message.contains("simulated"), "{reason:?}");
+        }
+        let open = asked(|network| network.egress = Egress::Unrestricted);
+        for host in &hosts {
+            let request = Request { network: &open, ..request(1, &labels) };
+            assert!(matches!(place(&request, std::slice::from_ref(host), 0), Decision::Place(_)));
+        }
+        let request = Request { host_port: true, ..request(1, &labels) };
+        assert_eq!(place(&request, &hosts, 1), Decision::Place(hosts[0].controller.id));
+        let Decision::Nowhere(reason) = place(&request, &hosts[1..], 0) else { panic!("placed") };
+        assert!(reason.message.contains("port of the host"), "{reason:?}");
+    }
+
+    #[test]
+    fn a_block_without_an_address_left_is_passed_over_and_the_reason_says_so() {
+        let labels = Labels::default();
+        let hosts = [with_block(1, 0), with_block(2, 1)];
+        assert_eq!(place(&request(1, &labels), &hosts, 0), Decision::Place(hosts[1].controller.id));
+        let Decision::Nowhere(reason) = place(&request(1, &labels), &hosts[..1], 0) else { panic!("placed") };
+        assert_eq!(reason.code, ReasonCode::NoCapacity);
+        assert!(reason.message.contains("No address is left"), "{reason:?}");
+        let Decision::Nowhere(reason) = place(&request(5, &labels), &hosts[..1], 0) else { panic!("placed") };
+        assert!(reason.message.contains("5 vCPUs"), "what is lacking beside is told first: {reason:?}");
     }
 
     impl Candidate {

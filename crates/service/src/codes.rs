@@ -47,6 +47,8 @@ codes! {
     CONTROLLER_NOT_FOUND,
     /// The controller still holds VMs.
     CONTROLLER_IN_USE,
+    /// The controller's address block cannot be changed: VMs hold addresses of it.
+    ADDRESS_BLOCK_IN_USE,
     /// A newer registration of the controller exists.
     CONTROLLER_SUPERSEDED,
     /// Another controller has this name.

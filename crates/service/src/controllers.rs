@@ -34,7 +34,7 @@ impl Service {
 
     async fn controller_view(&self, controller: Versioned<Controller>) -> Result<ControllerView> {
         let id = controller.id;
-        let none = ControllerAllocation { controller: id, reserved: Default::default() };
+        let none = ControllerAllocation::empty(id);
         let allocation =
             self.records().allocation(id).await?.map_or(none, |allocation| allocation.into_record());
         let renewals = self.records().lease(id).await?.map_or(0, |lease| lease.renewals);
@@ -133,7 +133,7 @@ impl Service {
             let Some(allocation) = allocation else {
                 return Err(codes::controller_not_found(&id.to_string()));
             };
-            if allocation.reserved != Default::default()
+            if *allocation != ControllerAllocation::empty(id)
                 || !self.records().assignments(id, None, 1).await?.items.is_empty()
             {
                 return Err(controller_in_use(id));
@@ -170,12 +170,12 @@ impl Service {
                     .await?
                     .filter(|disk| disk.controller == id);
                 let now = self.clock().now();
-                let mut freed = Default::default();
+                let (mut freed, mut address) = (Default::default(), None);
                 let mut change = Change::new();
                 change.remove_assignment(&assignment).due(&assignment.project, assignment.vm, now);
                 if let (Some(entry), Some(incarnation)) = (&entry, current) {
                     if incarnation.released_at.is_none() {
-                        freed = incarnation.resources;
+                        (freed, address) = (incarnation.resources, incarnation.address.as_ref());
                     }
                     let buried = bury(incarnation, now);
                     let kind = EventKind::VmState { state: buried.state, exit: buried.exit };
@@ -190,8 +190,7 @@ impl Service {
                     freed = freed + flames_model::Resources { disk_mib: disk.size_mib, ..Default::default() };
                     change.remove_disk(disk);
                 }
-                let reserved = allocation.reserved - freed;
-                change.update_allocation(&allocation, &ControllerAllocation { controller: id, reserved });
+                change.update_allocation(&allocation, allocation.without(freed, address));
                 let reason =
                     Reason::new(ReasonCode::SnapshotFailed, "The host was lost before the guest was saved.");
                 let event = |kind, reason| flames_model::Event {

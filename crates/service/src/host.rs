@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use flames_error::{ErrorKind, Result};
 use flames_model::{
-    Actor, Assignment, Controller, ControllerAllocation, ControllerId, ControllerLease, DriverInfo,
-    EventKind, IncarnationId, Labels, Resources, SessionToken, VmName,
+    Actor, AddressBlock, Assignment, Controller, ControllerAllocation, ControllerId, ControllerLease,
+    DriverInfo, EventKind, IncarnationId, Labels, Resources, SessionToken, VmName,
 };
 use flames_records::{Change, ListPage, Position, Records, Versioned, Waited};
 
@@ -39,6 +39,8 @@ pub struct Register {
     pub labels: Labels,
     /// What it runs VMs with.
     pub driver: DriverInfo,
+    /// Where its guests have their addresses from.
+    pub address_block: Option<AddressBlock>,
 }
 
 /// What a registration gives.
@@ -84,8 +86,13 @@ impl Service {
 
     /// Takes a controller in, or takes it in again: a newer registration supersedes the older one, without a conflict.
     ///
-    /// Errors: `AlreadyExists` ([`codes::CONTROLLER_NAME_TAKEN`]); `Unavailable`.
+    /// Errors: `InvalidInput` ([`codes::INVALID_FIELD`]) for an address block that cannot be; `AlreadyExists`
+    /// ([`codes::CONTROLLER_NAME_TAKEN`]); `Conflict` ([`codes::ADDRESS_BLOCK_IN_USE`]) for another block than the one that VMs hold addresses
+    /// of; `Unavailable`.
     pub async fn register_controller(&self, register: Register) -> Result<Registered> {
+        if let Some(block) = &register.address_block {
+            block.validate().map_err(codes::coded_input)?;
+        }
         let session = SessionToken::from_uuid(self.parts.ids.next_id());
         for _ in 0..ATTEMPTS {
             let now = self.clock().now();
@@ -97,6 +104,7 @@ impl Service {
                 capacity: register.capacity,
                 labels: register.labels.clone(),
                 driver: register.driver.clone(),
+                address_block: register.address_block,
                 cordoned: old.as_ref().is_some_and(|old| old.cordoned),
                 session,
                 created_at: old.as_ref().map_or(now, |old| old.created_at),
@@ -107,12 +115,13 @@ impl Service {
                 ControllerLease { controller: register.id, session, renewals, duration_ms: self.lease_ms() };
             let mut change = Change::new();
             match &old {
-                Some(old) => change.update_controller(old, &controller),
-                None => {
-                    let allocation =
-                        ControllerAllocation { controller: register.id, reserved: Resources::default() };
-                    change.insert_controller(&controller, &allocation)
+                Some(old) => {
+                    if old.address_block != register.address_block {
+                        self.exchange_address_block(&mut change, old).await?;
+                    }
+                    change.update_controller(old, &controller)
                 }
+                None => change.insert_controller(&controller, &ControllerAllocation::empty(register.id)),
             };
             let project = flames_model::ProjectName::new("default")?;
             let event = self
@@ -136,6 +145,17 @@ impl Service {
             }
         }
         Err(codes::contended("service.register_controller"))
+    }
+
+    /// Proves that no address of the controller's block is taken. Placements prove that the controller is as they saw it, so that none
+    /// takes an address of the old block meanwhile.
+    async fn exchange_address_block(&self, change: &mut Change, old: &Controller) -> Result<()> {
+        let Some(allocation) = self.records().allocation(old.id).await? else { return Ok(()) };
+        if !allocation.addresses.is_empty() {
+            return Err(address_block_in_use(old, allocation.addresses.count()));
+        }
+        change.require_allocation(&allocation);
+        Ok(())
     }
 
     fn lease_ms(&self) -> u64 {
@@ -248,6 +268,22 @@ impl Service {
         }
         Ok(AssignedChanges { changed, next })
     }
+}
+
+fn address_block_in_use(controller: &Controller, taken: u32) -> flames_error::Error {
+    let block =
+        controller.address_block.map_or_else(|| "no block".to_owned(), |block| block.ipv4.to_string());
+    flames_error::Error::new(
+        ErrorKind::Conflict,
+        "service.register_controller",
+        "the controller's address block cannot be changed while addresses of it are taken",
+    )
+    .with_resource("controller", controller.id.to_string())
+    .with_code(codes::ADDRESS_BLOCK_IN_USE)
+    .with_user_message(format!(
+        "{taken} VMs of the controller `{}` hold addresses of its block {block}, so it cannot have another one. Stop them first, or set          `address_block` back.",
+        controller.name
+    ))
 }
 
 fn name_taken(name: &VmName) -> flames_error::Error {

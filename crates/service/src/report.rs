@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use flames_error::{ErrorKind, Result};
 use flames_model::{
-    Actor, Controller, ControllerAllocation, EventKind, Incarnation, IncarnationState, Refusal, Report,
-    Resources, Step, apply_report, next_step,
+    Actor, Controller, EventKind, Incarnation, IncarnationState, Refusal, Report, Resources, Step,
+    apply_report, next_step,
 };
 use flames_records::{Change, Versioned, VmEntry};
 
@@ -177,6 +177,7 @@ impl Service {
         let released = before.released_at.is_none() && after.released_at.is_some();
         let purged = before.purged_at.is_none() && after.purged_at.is_some();
         let mut freed = if released { after.resources } else { Resources::default() };
+        let address = after.address.as_ref().filter(|_| released);
         if purged && let Some(disk) = self.records().disk(&entry.vm.project, entry.vm.id).await? {
             freed = freed + Resources { disk_mib: disk.size_mib, ..Resources::default() };
             change.remove_disk(&disk);
@@ -185,14 +186,10 @@ impl Service {
             let event = caller.incarnation_event(now, &entry.vm, after.id, EventKind::VmReleased, None);
             change.event(Some(&entry.vm.project), &event);
         }
-        if freed != Resources::default()
+        if (freed != Resources::default() || address.is_some())
             && let Some(allocation) = self.records().allocation(controller.id).await?
         {
-            let reserved = allocation.reserved - freed;
-            change.update_allocation(
-                &allocation,
-                &ControllerAllocation { controller: controller.id, reserved },
-            );
+            change.update_allocation(&allocation, allocation.without(freed, address));
         }
         if let Some(at) = self.needs_attention(entry, &after, now).await? {
             change.due(&entry.vm.project, entry.vm.id, at);

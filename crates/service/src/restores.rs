@@ -1,7 +1,7 @@
 //! Making VMs from snapshots.
 
 use flames_error::{Error, ErrorKind, Result};
-use flames_model::{EventKind, Labels, Snapshot, SnapshotState, Vm, VmName, VmState};
+use flames_model::{EventKind, Labels, NetworkSpec, Snapshot, SnapshotState, Vm, VmName, VmState};
 use flames_records::{Change, Outcome};
 
 use crate::mutation::ATTEMPTS;
@@ -14,13 +14,16 @@ pub struct RestoreSnapshot {
     pub name: Option<VmName>,
     /// What it is chosen by; none: the labels of the VM that was saved.
     pub labels: Option<Labels>,
+    /// What it may reach, and who may reach it; none: as the VM that was saved.
+    pub network: Option<NetworkSpec>,
 }
 
 impl Service {
     /// Makes a VM of a snapshot: wanted running, with the spec of the VM that was saved. Ports get any free port of their host.
     ///
     /// Errors: `NotFound` ([`codes::SNAPSHOT_NOT_FOUND`]); `Conflict` ([`codes::SNAPSHOT_NOT_READY`]); `AlreadyExists`
-    /// ([`codes::VM_NAME_TAKEN`]); `InvalidInput` ([`codes::IDEMPOTENCY_KEY_REUSED`]); `Unavailable`; `OutcomeUnknown`.
+    /// ([`codes::VM_NAME_TAKEN`]); `InvalidInput` ([`codes::INVALID_FIELD`]; [`codes::IDEMPOTENCY_KEY_REUSED`]); `Unavailable`;
+    /// `OutcomeUnknown`.
     pub async fn restore_snapshot(
         &self,
         caller: &Caller,
@@ -40,6 +43,10 @@ impl Service {
             for port in &mut spec.ports {
                 // The VM that was saved may have it.
                 port.host_port = None;
+            }
+            if let Some(network) = &restore.network {
+                spec.network = network.clone();
+                spec.validate().map_err(codes::coded_input)?;
             }
             let labels = restore.labels.clone().unwrap_or_else(|| found.labels.clone());
             let create = CreateVm { name: restore.name.clone(), labels, spec };

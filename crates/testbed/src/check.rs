@@ -5,8 +5,8 @@ use std::sync::{Arc, PoisonError};
 
 use flames_error::Result;
 use flames_model::{
-    ControllerId, DesiredState, EventKind, ExitCause, Incarnation, IncarnationId, IncarnationState,
-    ProjectName, ReasonCode, Resources, SnapshotState, Step, Vm, VmId, VmState, next_step,
+    AddressSlots, ControllerId, DesiredState, EventKind, ExitCause, Incarnation, IncarnationId,
+    IncarnationState, ProjectName, ReasonCode, Resources, SnapshotState, Step, Vm, VmId, VmState, next_step,
 };
 use flames_records::{EventEntry, Position, Records, VmFilter};
 use flames_vmm_simulated::SimulatedHost;
@@ -107,6 +107,7 @@ pub(crate) async fn all(truth: &Truth) -> Result<Vec<Violation>> {
     placed_where_wanted(truth, &seen, &mut found);
     owned(truth, &seen, &mut found);
     reservations(truth, &seen, &mut found).await?;
+    addresses(truth, &seen, &mut found).await?;
     promises(truth, &seen, &mut found);
     history(&seen, &mut found);
     followed(truth, &seen, &mut found);
@@ -226,12 +227,59 @@ fn owned(truth: &Truth, seen: &Seen, found: &mut Vec<String>) {
                 found.push(format!("host {number} keeps {name} ({phase:?}), which nobody owns"));
             }
         }
+        found.extend(
+            host.addresses_given_twice()
+                .into_iter()
+                .map(|given| format!("host {number} gave one address to two machines at once: {given}")),
+        );
         found.extend(host.started_twice().iter().map(|name| format!("host {number} started {name} twice")));
         let most = host.peak_use();
         if most.vcpus > 6 || most.memory_mib > 4_096 {
             found.push(format!("host {number} was overcommitted: {most:?}"));
         }
     }
+}
+
+/// No two incarnations that hold something hold one address; none is taken without such an incarnation, and none has another address than
+/// its place in its controller's block.
+async fn addresses(truth: &Truth, seen: &Seen, found: &mut Vec<String>) -> Result<()> {
+    let mut held: BTreeMap<ControllerId, BTreeMap<u32, IncarnationId>> = BTreeMap::new();
+    let blocks: BTreeMap<ControllerId, _> = truth
+        .records
+        .controllers(None, 100)
+        .await?
+        .items
+        .into_iter()
+        .filter_map(|controller| Some((controller.id, controller.address_block?)))
+        .collect();
+    let unreleased = seen.vms.values().filter_map(|last| last.incarnation.as_ref());
+    for incarnation in unreleased.filter(|incarnation| incarnation.released_at.is_none()) {
+        let block = blocks.get(&incarnation.controller);
+        let Some(address) = incarnation.address else {
+            if block.is_some() {
+                found.push(format!("{} has no address of its controller's block", incarnation.id));
+            }
+            continue;
+        };
+        if block.and_then(|block| block.address(address.slot)) != Some(address) {
+            found.push(format!("{} has {address:?}, which is none of its controller's", incarnation.id));
+        }
+        let on = held.entry(incarnation.controller).or_default();
+        if let Some(other) = on.insert(address.slot, incarnation.id) {
+            found.push(format!("{} and {other} have one address: {}", incarnation.id, address.ipv4));
+        }
+    }
+    for allocation in truth.records.allocations(None).await?.items {
+        let should: AddressSlots =
+            held.get(&allocation.controller).into_iter().flat_map(BTreeMap::keys).copied().collect();
+        if allocation.addresses != should {
+            found.push(format!(
+                "{} has {:?} taken of its addresses, and {should:?} is held",
+                allocation.controller, allocation.addresses
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// No reservation without an incarnation or a disk, and the other way round.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use flames_clock::{Clock, Random, RandomExt};
 use flames_error::{Error, Result};
 use flames_model::{
-    Actor, DesiredState, DiskKind, ImageName, Labels, OnHostLoss, ProjectName, RestartPolicy, RestartRule,
-    SnapshotId, VmId, VmName, VmSpec,
+    Actor, DesiredState, DiskKind, Egress, ImageName, Labels, NetworkSpec, OnHostLoss, ProjectName,
+    RestartPolicy, RestartRule, SnapshotId, VmId, VmName, VmSpec,
 };
 use flames_service::{
     Caller, CreateVm, Mutation, RequestKey, RestoreSnapshot, Service, SnapshotRef, VmRef, VmView,
@@ -195,7 +195,7 @@ impl Client {
         let labels = Labels::new([("create".to_owned(), name.clone())].into(), "labels")?;
         let answer = self
             .retried(number, |mutation| {
-                let restore = RestoreSnapshot { name: None, labels: Some(labels.clone()) };
+                let restore = RestoreSnapshot { name: None, labels: Some(labels.clone()), network: None };
                 let (service, caller, reference) = (&self.service, &caller, &reference);
                 async move { service.restore_snapshot(caller, reference, restore, &mutation).await }
             })
@@ -291,6 +291,10 @@ impl Client {
             tty: false,
             stdin: false,
             ports: Vec::new(),
+            network: NetworkSpec {
+                egress: if below(4) == 0 { Egress::Allow { named: Vec::new() } } else { Egress::Deny },
+                ..NetworkSpec::default()
+            },
             restart: RestartPolicy { rule, max_restarts: Some(3), ..RestartPolicy::default() },
             wake_on_request: false,
             timeout_ms: (below(6) == 0).then(|| 5_000 + below(60_000)),

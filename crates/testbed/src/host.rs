@@ -19,7 +19,7 @@ use flames_controller::{
 };
 use flames_decorate::{Decorated, FaultInjection};
 use flames_error::{Error, ErrorKind, Result};
-use flames_model::{ControllerId, ImageManifest, IncarnationId, Resources, VmName};
+use flames_model::{AddressBlock, ControllerId, ImageManifest, IncarnationId, Resources, VmName};
 use flames_service::Service;
 use flames_vmm::VmDriver;
 use flames_vmm_simulated::{SimulatedConfig, SimulatedDriver, SimulatedHost, SimulatedTimings};
@@ -80,6 +80,16 @@ pub(crate) struct HostEnvironment {
     pub(crate) guests: SimulatedGuests,
     pub(crate) sabotage: Option<Sabotage>,
     pub(crate) blobs: Arc<dyn BlobStore>,
+}
+
+/// The hosts' address blocks: for sixteen VMs, more than fit; for four, fewer than fit otherwise; for eight.
+const BLOCKS: [(&str, Option<&str>); 3] =
+    [("10.77.0.0/26", None), ("10.77.1.0/28", Some("fd77:1::/64")), ("10.77.2.0/27", None)];
+
+fn address_block(number: u64) -> Option<AddressBlock> {
+    let (ipv4, ipv6) = BLOCKS.get(usize::try_from(number).ok()?)?;
+    let ipv6 = ipv6.map(str::parse).transpose().ok()?;
+    Some(AddressBlock { ipv4: ipv4.parse().ok()?, ipv6 })
 }
 
 /// Where hosts keep saved guests.
@@ -149,6 +159,7 @@ impl Host {
         let Ok(name) = VmName::new(format!("host-{}", self.number)) else { return };
         let config = ControllerConfig {
             superseded: Superseded::RegisterAgain,
+            address_block: address_block(self.number),
             ..ControllerConfig::new(name, self.capacity)
         };
         // A driver that does not answer now is asked again later.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use flames_blob::{BlobInfo, BlobKey, BlobPage, BlobRead, BlobStore, ByteStream, PutOptions};
 use flames_client::HostApi;
 use flames_client::wire::host::{
@@ -16,7 +17,7 @@ use flames_error::Result;
 use flames_model::{IncarnationId, IncarnationState};
 use flames_state::{
     Check, Commit, Committed, Entry, HintStream, Key, KeyRange, LogEntry, Page, PageRequest, Position,
-    StateStore, Write,
+    StateStore, Version, Write,
 };
 
 /// One part, broken on purpose.
@@ -34,6 +35,10 @@ pub enum Sabotage {
     ForgottenDueEntries,
     /// A host's reservations are summed up on what may be old.
     UncheckedAllocations,
+    /// Placement and release do not see which addresses of a host are taken.
+    ForgottenAddresses,
+    /// The store takes an address now and then that nobody has.
+    KeptAddresses,
     /// Due entries are relayed when hinted only, and never scanned.
     DueEntriesNotScanned,
     /// Clients retry with a new idempotency key each time.
@@ -52,13 +57,15 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// Every one.
-    pub const ALL: [Sabotage; 13] = [
+    pub const ALL: [Sabotage; 15] = [
         Self::UncheckedVersions,
         Self::UncheckedAbsence,
         Self::SplitCommits,
         Self::DroppedEvents,
         Self::ForgottenDueEntries,
         Self::UncheckedAllocations,
+        Self::ForgottenAddresses,
+        Self::KeptAddresses,
         Self::DueEntriesNotScanned,
         Self::ClientsForgetTheirKey,
         Self::LeasesByWallClock,
@@ -77,6 +84,8 @@ impl Sabotage {
             Self::DroppedEvents => "dropped_events",
             Self::ForgottenDueEntries => "forgotten_due_entries",
             Self::UncheckedAllocations => "unchecked_allocations",
+            Self::ForgottenAddresses => "forgotten_addresses",
+            Self::KeptAddresses => "kept_addresses",
             Self::DueEntriesNotScanned => "due_entries_not_scanned",
             Self::ClientsForgetTheirKey => "clients_forget_their_key",
             Self::LeasesByWallClock => "leases_by_wall_clock",
@@ -186,6 +195,21 @@ fn begins(key: &Key, prefix: &str) -> bool {
     key.as_bytes().starts_with(prefix.as_bytes())
 }
 
+/// Marks the version of what was read wrongly, so that nobody takes it for what was written.
+const FORGOTTEN: u64 = 1 << 62;
+
+/// Changes which addresses an allocation says are taken.
+fn edit_addresses(key: &Key, value: &mut Bytes, edit: impl Fn(&mut Vec<serde_json::Value>)) {
+    if !begins(key, "system/allocation/") {
+        return;
+    }
+    let Ok(mut envelope) = serde_json::from_slice::<serde_json::Value>(value) else { return };
+    if let Some(words) = envelope.pointer_mut("/record/addresses").and_then(|list| list.as_array_mut()) {
+        edit(words);
+        *value = envelope.to_string().into();
+    }
+}
+
 impl BrokenStore {
     /// The commit as the broken store takes it, and a second half that may follow.
     fn broken(&self, commit: &Commit) -> (Commit, Option<Commit>) {
@@ -197,6 +221,25 @@ impl BrokenStore {
             Sabotage::UncheckedAbsence => first.checks.retain(|check| !matches!(check, Check::Absent(_))),
             Sabotage::UncheckedAllocations => {
                 first.checks.retain(|check| !begins(check.key(), "system/allocation/"))
+            }
+            Sabotage::ForgottenAddresses => {
+                for check in &mut first.checks {
+                    if let Check::At(_, version) = check {
+                        *version = Version::from_raw(version.as_raw() & !FORGOTTEN);
+                    }
+                }
+            }
+            Sabotage::KeptAddresses if turn % 8 == 1 => {
+                for write in &mut first.writes {
+                    if let Write::Put(key, value) = write {
+                        edit_addresses(key, value, |words| {
+                            match words.first().and_then(|word| word.as_u64()) {
+                                Some(word) => words[0] = (word | 1).into(),
+                                None => words.push(1.into()),
+                            }
+                        });
+                    }
+                }
             }
             Sabotage::DroppedEvents if turn % 20 == 7 => {
                 first.appends.retain(|append| !append.log.as_bytes().ends_with(b"/events"));
@@ -227,7 +270,15 @@ impl StateStore for BrokenStore {
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Entry>> {
-        self.store.get(key).await
+        let mut read = self.store.get(key).await?;
+        if self.sabotage == Sabotage::ForgottenAddresses
+            && let Some(entry) = &mut read
+            && begins(key, "system/allocation/")
+        {
+            edit_addresses(key, &mut entry.value, |words| drop(words.pop()));
+            entry.version = Version::from_raw(entry.version.as_raw() | FORGOTTEN);
+        }
+        Ok(read)
     }
 
     async fn scan(&self, range: &KeyRange, page: PageRequest) -> Result<Page> {

@@ -29,6 +29,7 @@ pub const TITLES: &[(&str, &str)] = &[
     ("SNAPSHOT_IN_USE", "A VM is still to be loaded from the snapshot"),
     ("CONTROLLER_NOT_FOUND", "No such controller"),
     ("CONTROLLER_IN_USE", "The controller still holds VMs"),
+    ("ADDRESS_BLOCK_IN_USE", "VMs hold addresses of the controller's block"),
     ("CONTROLLER_SUPERSEDED", "A newer registration of the controller exists"),
     ("CONTROLLER_NAME_TAKEN", "Another controller has this name"),
     ("HOST_UNREACHABLE", "The VM's host cannot be reached right now"),

@@ -47,6 +47,20 @@ pub struct Driver {
     pub snapshot: bool,
 }
 
+/// A host's block of addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AddressBlock {
+    /// IPv4.
+    #[schema(example = "10.201.16.0/20")]
+    pub ipv4: String,
+    /// IPv6, when there is a block of it.
+    pub ipv6: Option<String>,
+    /// How many VMs it has addresses for.
+    pub vms: u32,
+    /// How many of these are taken.
+    pub taken: u32,
+}
+
 /// A host's daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Controller {
@@ -63,6 +77,9 @@ pub struct Controller {
     pub labels: BTreeMap<String, String>,
     /// What it runs VMs with.
     pub driver: Driver,
+    /// Where its guests have their addresses from; null: they have none of their own.
+    #[serde(default)]
+    pub address_block: Option<AddressBlock>,
     /// Whether nothing new is placed on it.
     pub cordoned: bool,
     /// How often it has renewed its lease: it is alive while this grows.
@@ -79,15 +96,21 @@ impl Controller {
     /// What is shown of a controller.
     pub fn new(
         controller: &flames_model::Controller,
-        reserved: flames_model::Resources,
+        allocation: &flames_model::ControllerAllocation,
         renewals: u64,
     ) -> Self {
+        let block = |block: &flames_model::AddressBlock| AddressBlock {
+            ipv4: block.ipv4.to_string(),
+            ipv6: block.ipv6.map(|block| block.to_string()),
+            vms: block.slots(),
+            taken: allocation.addresses.count(),
+        };
         let driver = &controller.driver;
         Self {
             id: controller.id,
             name: controller.name.to_string(),
             capacity: controller.capacity.into(),
-            reserved: reserved.into(),
+            reserved: allocation.reserved.into(),
             labels: controller.labels.pairs().clone(),
             driver: Driver {
                 name: driver.name.clone(),
@@ -96,6 +119,7 @@ impl Controller {
                 pause: driver.pause,
                 snapshot: driver.snapshot,
             },
+            address_block: controller.address_block.as_ref().map(block),
             cordoned: controller.cordoned,
             renewals,
             created_at: controller.created_at,

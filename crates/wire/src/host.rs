@@ -15,8 +15,8 @@
 use std::sync::Arc;
 
 pub use flames_model::{
-    Assignment, ControllerId, DriverInfo, IncarnationId, Labels, Report, Resources, SessionToken,
-    SnapshotReport, VmName,
+    AddressBlock, Assignment, ControllerId, DriverInfo, IncarnationId, Labels, Report, Resources,
+    SessionToken, SnapshotReport, VmName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,9 @@ pub struct RegisterRequest {
     pub labels: Labels,
     /// What it runs VMs with.
     pub driver: DriverInfo,
+    /// Where its guests have their addresses from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_block: Option<AddressBlock>,
 }
 
 /// What a registration gives.

@@ -15,6 +15,7 @@ mod guest;
 pub mod host;
 mod image;
 mod names;
+mod network;
 mod problem;
 mod query;
 mod schema;
@@ -23,7 +24,7 @@ mod spec;
 pub mod stream;
 mod vm;
 
-pub use controller::{Controller, ControllerList, Driver, Resources};
+pub use controller::{AddressBlock, Controller, ControllerList, Driver, Resources};
 pub use event::{Actor, ActorKind, Event, EventList, EventType, ServerSentEvent};
 pub use guest::{
     DirectoryEntry, DirectoryListing, ExecRequest, ExitStatus, FileInfo, FileKind, LogChunk, LogStream,
@@ -34,6 +35,7 @@ pub use names::{
     DesiredState, DiskKind, ExitCause, ImageKind, IncarnationState, OnHostLoss, ReasonCode, RestartRule,
     SnapshotState, VmState,
 };
+pub use network::{Address, Bandwidth, Egress, EgressMode, Network, PortRange};
 pub use problem::Problem;
 pub use query::{
     AttachQuery, ConsoleQuery, ControllerDelete, EventQuery, FileList, FileMove, FilePath, FileRemove,

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use flames_error::Result;
-use flames_model::{ControllerId, IncarnationId, Labels, SnapshotId, SnapshotName, Timestamp, VmId, VmName};
+use flames_model::{
+    ControllerId, IncarnationId, Labels, NetworkSpec, SnapshotId, SnapshotName, Timestamp, VmId, VmName,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Reason, SnapshotState, VmSpec, codes, schema};
+use crate::{Network, Reason, SnapshotState, VmSpec, codes, schema};
 
 /// A snapshot to take.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
@@ -51,15 +53,19 @@ pub struct RestoreSnapshot {
     #[serde(default)]
     #[schema(schema_with = schema::labels, required = false)]
     pub labels: Option<BTreeMap<String, String>>,
+    /// What it may reach, and who may reach it. Absent: as the VM which was saved.
+    #[serde(default)]
+    pub network: Option<Network>,
 }
 
 impl RestoreSnapshot {
-    /// Name and labels as the model has them. Errors: `InvalidInput`.
-    pub fn into_model(self) -> Result<(Option<VmName>, Option<Labels>)> {
+    /// Name, labels and network as the model has them. Errors: `InvalidInput`.
+    pub fn into_model(self) -> Result<(Option<VmName>, Option<Labels>, Option<NetworkSpec>)> {
         let name = self.name.map(VmName::new).transpose();
         let name = name.map_err(|error| error.with_field("name").with_code(codes::INVALID_FIELD))?;
         let labels = self.labels.map(|labels| Labels::new(labels, "labels")).transpose();
-        Ok((name, labels.map_err(|error| error.with_code(codes::INVALID_FIELD))?))
+        let labels = labels.map_err(|error| error.with_code(codes::INVALID_FIELD))?;
+        Ok((name, labels, self.network.map(Network::into_model).transpose()?))
     }
 }
 

@@ -7,7 +7,7 @@ use flames_model::{ImageName, Labels, PortSpec, RestartPolicy, SecretString, VmN
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{DiskKind, OnHostLoss, RestartRule, codes, schema};
+use crate::{DiskKind, Network, OnHostLoss, RestartRule, codes, schema};
 
 /// A VM to create.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -108,6 +108,9 @@ pub struct CreateVmSpec {
     #[serde(default)]
     #[schema(max_items = 32)]
     pub ports: Vec<Port>,
+    /// What it may reach, and who may reach it. Absent: nothing, and nobody; its ports are reached all the same.
+    #[serde(default)]
+    pub network: Network,
     /// What happens when the workload ends.
     #[serde(default)]
     pub restart: Restart,
@@ -173,7 +176,7 @@ pub struct Port {
     /// The port inside the guest.
     #[schema(minimum = 1, maximum = 65535, example = 80)]
     pub guest_port: u16,
-    /// The port on the host's loopback address. Absent: any free one.
+    /// The port on the host's loopback address. Absent: any free one, on hosts whose driver gives guests ports of the host.
     #[serde(default)]
     #[schema(minimum = 1, maximum = 65535, example = 8080)]
     pub host_port: Option<u16>,
@@ -277,6 +280,7 @@ impl CreateVmSpec {
             tty: false,
             stdin: false,
             ports: Vec::new(),
+            network: Network::default(),
             restart: Restart::default(),
             wake_on_request: false,
             timeout_ms: None,
@@ -305,6 +309,7 @@ impl CreateVmSpec {
             tty: self.tty,
             stdin: self.stdin,
             ports: self.ports.into_iter().map(Into::into).collect(),
+            network: self.network.into_model()?,
             restart: self.restart.into(),
             wake_on_request: self.wake_on_request,
             timeout_ms: self.timeout_ms,
@@ -360,6 +365,9 @@ pub struct VmSpec {
     pub stdin: bool,
     /// Ports of the guest to be reached from outside.
     pub ports: Vec<Port>,
+    /// What it may reach, and who may reach it.
+    #[serde(default)]
+    pub network: Network,
     /// What happens when the workload ends.
     pub restart: Restart,
     /// Whether a request for one of its ports starts or resumes it.
@@ -395,6 +403,7 @@ impl From<&flames_model::VmSpec> for VmSpec {
             tty: spec.tty,
             stdin: spec.stdin,
             ports: spec.ports.iter().copied().map(Into::into).collect(),
+            network: (&spec.network).into(),
             restart: spec.restart.into(),
             wake_on_request: spec.wake_on_request,
             timeout_ms: spec.timeout_ms,

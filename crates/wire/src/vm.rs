@@ -6,7 +6,7 @@ use flames_model::{ControllerId, IncarnationId, SnapshotId, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{DesiredState, ExitCause, IncarnationState, ReasonCode, VmSpec, VmState};
+use crate::{Address, DesiredState, ExitCause, IncarnationState, ReasonCode, VmSpec, VmState};
 
 /// Why something is as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -92,6 +92,9 @@ pub struct Incarnation {
     pub exit: Option<Exit>,
     /// Where its ports are reached.
     pub endpoints: Vec<Endpoint>,
+    /// Its guest's own address; null where its host gives none.
+    #[serde(default)]
+    pub address: Option<Address>,
     /// When it first was in each state, in the order of time.
     pub timeline: Vec<TimelineEntry>,
     /// When it was placed.
@@ -122,6 +125,7 @@ impl From<&flames_model::Incarnation> for Incarnation {
             reason: incarnation.reason.as_ref().map(Into::into),
             exit: incarnation.exit.map(Into::into),
             endpoints: incarnation.endpoints.iter().map(endpoint).collect(),
+            address: incarnation.address.as_ref().map(Into::into),
             timeline,
             created_at: incarnation.created_at,
             released_at: incarnation.released_at,

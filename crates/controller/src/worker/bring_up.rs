@@ -89,7 +89,7 @@ impl Worker {
     async fn prepare(&mut self, most: Duration) -> Result<StartFrom> {
         let Made { prepared, loaded } = self.make(most).await?;
         let Some(record) = &mut self.record else { return Ok(StartFrom::Boot) };
-        record.endpoints = machine::endpoints(&prepared);
+        record.endpoints = machine::endpoints(&record.assignment, &prepared);
         let Some(Loaded { artefacts, agent, agent_key }) = loaded else { return Ok(StartFrom::Boot) };
         let restored = Some(RestoredAgent { incarnation: agent, key: agent_key });
         if record.restored != restored {
@@ -183,7 +183,7 @@ async fn make(shared: &Shared, name: &IncarnationName, record: &IncarnationRecor
             None
         }
     };
-    let spec = machine::machine_spec(record, &local, shared.capabilities.user_network)?;
+    let spec = machine::machine_spec(record, &local, &shared.capabilities)?;
     let preparing =
         || shared.drive("controller.prepare", Default::default(), shared.driver.prepare(name, &spec));
     let prepared = match preparing().await {

@@ -75,7 +75,7 @@ impl Worker {
                 if let Some(record) = &mut self.record
                     && let Some(Observation { prepared, .. }) = &seen
                 {
-                    record.endpoints = machine::endpoints(prepared);
+                    record.endpoints = machine::endpoints(&record.assignment, prepared);
                 }
                 self.live(phase == Phase::Paused).await;
             }
@@ -175,7 +175,7 @@ impl Worker {
     fn introduction(&self) -> Option<Introduction> {
         let record = self.record.as_ref().filter(|record| record.phase == RecordPhase::Accepted)?;
         let old = machine::old_identity(record)?;
-        let request = machine::restored_request(record, self.shared.capabilities.user_network);
+        let request = machine::restored_request(record, &self.shared.capabilities);
         Some(Introduction { old, request })
     }
 
@@ -220,6 +220,16 @@ impl Worker {
         if want_paused == run.paused {
             // A retry that is not needed any more must not be waited for.
             run.retry_at = None;
+            // The answer was lost, and looking at the machine told what came of it.
+            let settled = match want_paused {
+                true => IncarnationState::Paused,
+                false if booting => self.coming_up(),
+                false => IncarnationState::Running,
+            };
+            let was_pausing = matches!(self.state, IncarnationState::Pausing | IncarnationState::Paused);
+            if was_pausing && self.state != settled {
+                self.enter(settled, None).await;
+            }
             return;
         }
         if run.retry_at.is_some_and(|at| now < at) || (want_paused && run.refused == Some(self.taken)) {

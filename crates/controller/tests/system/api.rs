@@ -142,6 +142,7 @@ impl FakeApi {
             run: 1,
             controller: assignment.controller,
             resources: assignment.spec.resources(),
+            address: assignment.address,
             token: assignment.token,
             source: assignment.source.clone(),
             state: IncarnationState::Scheduled,

@@ -7,6 +7,7 @@ mod api;
 mod crashes;
 mod guests;
 mod lifecycle;
+mod networks;
 mod outages;
 mod snapshots;
 mod steps;

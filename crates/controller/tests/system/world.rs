@@ -172,6 +172,7 @@ impl World {
             token: FencingToken(1),
             wanted: Wanted::Running,
             spec: spec(command),
+            address: None,
             source: Source::Boot,
             image: ImageManifest {
                 kind: ImageKind::Rootfs,
@@ -268,6 +269,7 @@ pub(crate) fn spec(command: &[&str]) -> VmSpec {
         tty: false,
         stdin: false,
         ports: Vec::new(),
+        network: Default::default(),
         restart: RestartPolicy::default(),
         wake_on_request: false,
         timeout_ms: None,

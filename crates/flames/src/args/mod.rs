@@ -14,8 +14,8 @@ pub(crate) use parse::{Forward, Place};
 pub(crate) use snapshot::{RestoreArgs, SnapshotAction};
 pub(crate) use up::{ConfigAction, DbAction, UpArgs};
 pub(crate) use vm::{
-    AttachArgs, CopyArgs, ExecArgs, LifecycleArgs, LogsArgs, PortForwardArgs, PsArgs, RemoveArgs,
-    RestartWhen, RunArgs,
+    AttachArgs, CopyArgs, EgressArg, ExecArgs, LifecycleArgs, LogsArgs, NetworkArgs, PortForwardArgs, PsArgs,
+    RemoveArgs, RestartWhen, RunArgs,
 };
 
 const EXIT_CODES: &str = "\

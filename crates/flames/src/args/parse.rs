@@ -82,6 +82,30 @@ pub(super) fn secret(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Bytes: `1500`, `64K`, `10M`, `1G`, in powers of 1000 as networks count.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    const WRONG: &str = "a rate is a number of bytes, or one with K, M or G: 500K, 10M, 1G";
+    let lower = text.trim().to_ascii_lowercase();
+    let (digits, factor) = match lower.as_bytes().last() {
+        Some(b'k') => (&lower[..lower.len() - 1], 1_000),
+        Some(b'm') => (&lower[..lower.len() - 1], 1_000_000),
+        Some(b'g') => (&lower[..lower.len() - 1], 1_000_000_000),
+        _ => (lower.as_str(), 1),
+    };
+    let number: u64 = digits.parse().map_err(|_| WRONG.to_owned())?;
+    number.checked_mul(factor).ok_or_else(|| WRONG.to_owned())
+}
+
+/// `PORT`, or `FIRST-LAST`.
+pub(super) fn port_range(text: &str) -> Result<(u16, u16), String> {
+    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (port(first), port(last)) {
+        (Some(first), Some(last)) if first <= last => Ok((first, last)),
+        _ => Err("ports are PORT or FIRST-LAST, each from 1 to 65535".to_owned()),
+    }
+}
+
 /// A port of the host and one of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Forward {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::NetworkArgs;
 use super::parse;
 
 #[derive(Debug, Clone, Subcommand)]
@@ -58,8 +59,10 @@ The VM stands still while its memory is saved; then it runs on while the snapsho
 Examples:
   flames restore before-upgrade
   flames restore before-upgrade --name web-2 --label copy=yes
+  flames restore before-upgrade --egress deny
 
-The new VM goes on where the saved one was: its processes run, its files are open. It has its own name, host name and ports.")]
+The new VM goes on where the saved one was: its processes run, its files are open. It has its own name, host name, ports and
+address. With any flag of the network it has that network in place of the saved one's.")]
 pub(crate) struct RestoreArgs {
     /// The snapshot, by name or id.
     pub(crate) snapshot: String,
@@ -69,6 +72,8 @@ pub(crate) struct RestoreArgs {
     /// A label of the VM, in place of those that the saved one had. May be given several times.
     #[arg(long = "label", short = 'l', value_name = "KEY=VALUE", value_parser = parse::pair)]
     pub(crate) labels: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
     /// Do not wait until it runs.
     #[arg(long)]
     pub(crate) no_wait: bool,

@@ -13,6 +13,10 @@ Examples:
   flames run --rm -i debian -- wc -l < lines.txt
   flames run -d --name web -p 8080:80 --restart always nginx
   TOKEN=… flames run --rm --secret-env TOKEN debian -- sh -c 'echo ${#TOKEN}'
+  flames run --egress allow debian -- apt-get update               (the public internet; by default a VM reaches nothing)
+  flames run --allow-domain pypi.org --allow-domain '*.pythonhosted.org' --allow-port 443 python -- pip install requests
+  flames run --egress allow --allow 10.20.0.0/16 debian -- psql -h 10.20.0.5
+  flames run --private-network team-a --upload 1M --download 10M debian -- ./worker
   flames run --cpus 2 --memory 1G --disk 4G --persistent --name db debian -- sleep infinity
 
 Ctrl-C is sent to the workload as SIGINT; a second one stops the VM; a third leaves it to itself.";
@@ -39,12 +43,14 @@ pub(crate) struct RunArgs {
     /// A label.
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = parse::pair)]
     pub(crate) label: Vec<(String, String)>,
-    /// A port of the guest to be reached on 127.0.0.1, from a free port or a given one.
+    /// A port of the guest to be reached from outside: at a URL, and at 127.0.0.1 or the VM's own address, as its host has it.
     #[arg(long = "publish", short, value_name = "[HOST:]GUEST", value_parser = parse::forward)]
     pub(crate) ports: Vec<Forward>,
     /// Let a request for one of its ports start it when it is stopped, and resume it when it is paused.
     #[arg(long, requires = "ports")]
     pub(crate) wake_on_request: bool,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
     /// A variable of the workload's environment; without a value, your own is taken.
     #[arg(long, short, value_name = "NAME[=VALUE]", value_parser = parse::variable)]
     pub(crate) env: Vec<(String, String)>,
@@ -92,6 +98,59 @@ pub(crate) struct RunArgs {
     /// The command, in place of the image's own.
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
+}
+
+/// What a new VM may reach, and who may reach it.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Network")]
+pub(crate) struct NetworkArgs {
+    /// What the VM may connect to [default: deny, or allow-list where domains or ports are given].
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(crate) egress: Option<EgressArg>,
+    /// A range that is reached: with `allow` of private, link-local and other special addresses, with `allow-list` of any.
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) allow: Vec<String>,
+    /// A name that resolves and is reached, or `*.example.com` for every name below one; of `allow-list`.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) allow_domain: Vec<String>,
+    /// A port of TCP and UDP at the above; of `allow-list` [default: every one].
+    #[arg(long, value_name = "PORT[-PORT]", value_parser = parse::port_range)]
+    pub(crate) allow_port: Vec<(u16, u16)>,
+    /// A private network: VMs of one host that name the same one reach each other.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) private_network: Option<String>,
+    /// The most that the VM sends in a second, in bytes [default: no limit].
+    #[arg(long, value_name = "BYTES", value_parser = parse::bytes)]
+    pub(crate) upload: Option<u64>,
+    /// The most that the VM receives in a second, in bytes [default: no limit].
+    #[arg(long, value_name = "BYTES", value_parser = parse::bytes)]
+    pub(crate) download: Option<u64>,
+}
+
+impl NetworkArgs {
+    /// Whether any of them is given.
+    pub(crate) fn is_given(&self) -> bool {
+        self.egress.is_some()
+            || self.private_network.is_some()
+            || self.upload.is_some()
+            || self.download.is_some()
+            || ![self.allow.len(), self.allow_domain.len(), self.allow_port.len()]
+                .iter()
+                .all(|count| *count == 0)
+    }
+}
+
+/// What a VM may connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EgressArg {
+    /// Nothing; no name resolves.
+    Deny,
+    /// The public internet, and of private, link-local and metadata addresses what `--allow` names.
+    Allow,
+    /// Only what `--allow` and `--allow-domain` name.
+    AllowList,
+    /// Whatever its host reaches, private and metadata addresses among it.
+    Unrestricted,
 }
 
 /// When a run that ended is started again.

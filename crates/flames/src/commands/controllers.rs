@@ -102,12 +102,21 @@ async fn list(context: &Context) -> Result<(), Failure> {
             format!("{}/{}", used.vcpus, all.vcpus),
             format!("{}/{} MiB", used.memory_mib, all.memory_mib),
             format!("{}/{} MiB", used.disk_mib, all.disk_mib),
+            controller
+                .address_block
+                .as_ref()
+                .map(|block| {
+                    let ipv6 = block.ipv6.iter().map(|ipv6| format!(" {ipv6}")).collect::<String>();
+                    format!("{}/{} of {}{ipv6}", block.taken, block.vms, block.ipv4)
+                })
+                .unwrap_or_default(),
             format!("{} ({})", controller.driver.name, controller.driver.acceleration),
             age(now(), controller.registered_at),
             controller.id.to_string(),
         ]
     };
     let rows = controllers.iter().map(row).collect();
-    let head = ["name", "placement", "vms", "vcpus", "memory", "disk", "driver", "registered", "id"];
+    let head =
+        ["name", "placement", "vms", "vcpus", "memory", "disk", "addresses", "driver", "registered", "id"];
     context.output.table(&head, rows)
 }

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use flames_client::{Client, EventStream};
 use flames_error::ErrorKind;
 use flames_wire::{
-    AttachQuery, CreateVm, CreateVmSpec, DiskKind, EventType, ExitCause, IncarnationState, Port, ReasonCode,
-    RestartRule, SignalProcess, Vm, VmState,
+    AttachQuery, Bandwidth, CreateVm, CreateVmSpec, DiskKind, Egress, EgressMode, EventType, ExitCause,
+    IncarnationState, Network, Port, PortRange, ReasonCode, RestartRule, SignalProcess, Vm, VmState,
 };
 use futures::StreamExt;
 
 use super::{Context, lifecycle};
-use crate::args::{RestartWhen, RunArgs};
+use crate::args::{EgressArg, NetworkArgs, RestartWhen, RunArgs};
 use crate::attached::{Ended, Interrupt, Interrupts, Joined, SIGINT, join};
 use crate::connect::{once, surely};
 use crate::exit::{self, Failure, Outcome};
@@ -150,6 +150,7 @@ fn request(arguments: RunArgs) -> CreateVm {
     spec.tty = arguments.tty;
     spec.stdin = arguments.interactive;
     spec.ports = arguments.ports.into_iter().map(port).collect();
+    spec.network = network(arguments.network);
     spec.restart.policy = restart;
     spec.restart.max_restarts = arguments.max_restarts;
     spec.wake_on_request = arguments.wake_on_request;
@@ -159,6 +160,32 @@ fn request(arguments: RunArgs) -> CreateVm {
     spec.placement = arguments.placement.into_iter().collect();
     let labels: BTreeMap<_, _> = arguments.label.into_iter().collect();
     CreateVm { name: arguments.name, labels, spec }
+}
+
+/// A network as the flags ask for it.
+pub(super) fn network(arguments: NetworkArgs) -> Network {
+    let lists = !arguments.allow_domain.is_empty() || !arguments.allow_port.is_empty();
+    let mode = match arguments.egress {
+        Some(EgressArg::Deny) => EgressMode::Deny,
+        Some(EgressArg::Allow) => EgressMode::Allow,
+        Some(EgressArg::AllowList) => EgressMode::AllowList,
+        Some(EgressArg::Unrestricted) => EgressMode::Unrestricted,
+        // Ranges alone mean different things to `allow` and `allow-list`: which, is to be said.
+        None if lists => EgressMode::AllowList,
+        None => EgressMode::Deny,
+    };
+    let limit = |bytes_per_second| Bandwidth { bytes_per_second, burst_bytes: None };
+    Network {
+        egress: Egress {
+            mode,
+            ranges: arguments.allow,
+            domains: arguments.allow_domain,
+            ports: arguments.allow_port.into_iter().map(|(first, last)| PortRange { first, last }).collect(),
+        },
+        private_network: arguments.private_network,
+        upload: arguments.upload.map(limit),
+        download: arguments.download.map(limit),
+    }
 }
 
 /// The position of the newest event.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use flames_wire::Vm;
+use flames_wire::{Egress, EgressMode, Network, Vm};
 use serde_json::json;
 
 use super::Context;
@@ -63,12 +63,21 @@ fn facts(vm: &Vm) -> Vec<Vec<String>> {
         format!("{} vCPU, {} MiB memory, {} MiB disk", spec.vcpus, spec.memory_mib, spec.root_disk_mib),
     );
     row("disk", format!("{:?}", spec.disk).to_lowercase());
+    row("egress", egress(&spec.network));
+    row("private network", spec.network.private_network.clone().unwrap_or_default());
+    for (name, limit) in [("upload", spec.network.upload), ("download", spec.network.download)] {
+        row(name, limit.map(|limit| format!("{} bytes/s", limit.bytes_per_second)).unwrap_or_default());
+    }
     row("restored from", vm.restored_from.map(|snapshot| snapshot.to_string()).unwrap_or_default());
     row("created", vm.created_at.to_string());
     row("deadline", vm.deadline.map(|at| at.to_string()).unwrap_or_default());
     if let Some(incarnation) = &vm.incarnation {
         row("incarnation", incarnation.id.to_string());
         row("controller", incarnation.controller.to_string());
+        if let Some(address) = &incarnation.address {
+            row("address", address.ipv4.clone());
+            row("address", address.ipv6.clone().unwrap_or_default());
+        }
         for endpoint in &incarnation.endpoints {
             row("port", format!("{} -> {}", endpoint.address, endpoint.guest_port));
         }
@@ -83,6 +92,23 @@ fn facts(vm: &Vm) -> Vec<Vec<String>> {
         }
     }
     rows
+}
+
+/// What a VM may connect to, in one line.
+fn egress(network: &Network) -> String {
+    let Egress { mode, ranges, domains, ports } = &network.egress;
+    let ports = ports.iter().map(|ports| match ports.first == ports.last {
+        true => format!(":{}", ports.first),
+        false => format!(":{}-{}", ports.first, ports.last),
+    });
+    let mode = match mode {
+        EgressMode::Deny => "deny",
+        EgressMode::Allow => "allow",
+        EgressMode::AllowList => "allow-list",
+        EgressMode::Unrestricted => "unrestricted",
+    };
+    let words = std::iter::once(mode.to_owned()).chain(ranges.iter().cloned()).chain(domains.iter().cloned());
+    words.chain(ports).collect::<Vec<_>>().join(" ")
 }
 
 /// Shows the versions of this program and of the server, when one is reached.

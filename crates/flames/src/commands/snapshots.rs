@@ -7,7 +7,7 @@ use flames_client::wire::{CreateSnapshot, RestoreSnapshot, Snapshot, SnapshotLis
 use flames_model::VmId;
 use serde_json::json;
 
-use super::{Context, lifecycle, now};
+use super::{Context, lifecycle, now, run};
 use crate::args::{RestoreArgs, SnapshotAction};
 use crate::connect::{once, surely};
 use crate::exit::{Failure, Outcome};
@@ -171,11 +171,12 @@ async fn remove(context: &Context, names: &[String]) -> Result<(), Failure> {
 /// Makes a VM of a snapshot, and waits until it runs.
 pub(super) async fn restore(context: &Context, arguments: RestoreArgs) -> Outcome {
     let client = &context.api.client;
-    let RestoreArgs { snapshot, name, labels, no_wait, timeout } = arguments;
+    let RestoreArgs { snapshot, name, labels, network, no_wait, timeout } = arguments;
     let mut phases = Phases::start(context.output, &snapshot);
     phases.phase("restoring");
     let labels = (!labels.is_empty()).then(|| labels.into_iter().collect());
-    let restore = RestoreSnapshot { name, labels };
+    let network = network.is_given().then(|| run::network(network));
+    let restore = RestoreSnapshot { name, labels, network };
     let mutation = once()?;
     let mut vm = surely(async || client.restore_snapshot(&snapshot, &restore, &mutation).await).await?;
     if !no_wait {

@@ -119,9 +119,9 @@ mod tests {
             .lines()
             .filter_map(|line| {
                 let line = line.strip_prefix("# e.g. ").or_else(|| line.strip_prefix("# ")).unwrap_or(line);
-                let is_setting = line
-                    .split_once(" = ")
-                    .is_some_and(|(name, _)| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
+                let is_setting = line.split_once(" = ").is_some_and(|(name, _)| {
+                    name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+                });
                 (is_setting || line.starts_with('[') && line.ends_with(']')).then(|| line.to_owned())
             })
             .collect();

@@ -1,9 +1,9 @@
 //! The settings of this process and its host.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use flames_model::VmName;
+use flames_model::{IpRange, VmName};
 
 use super::keys::Section;
 use super::problem::Problem;
@@ -35,6 +35,12 @@ pub(crate) struct UpConfig {
     pub(crate) initramfs: Option<PathBuf>,
     pub(crate) name: VmName,
     pub(crate) host_labels: Vec<(String, String)>,
+    pub(crate) address_block: Block,
+    pub(crate) address_block_ipv6: Block,
+    /// Whether the host's forwarding of packets may be switched on.
+    pub(crate) enable_forwarding: bool,
+    /// Empty: the host's own.
+    pub(crate) resolvers: Vec<SocketAddr>,
     pub(crate) capacity_cpus: Option<u64>,
     /// MiB.
     pub(crate) capacity_memory: Option<u64>,
@@ -56,6 +62,17 @@ pub(crate) enum Driver {
     Firecracker,
     /// Guests that only pretend.
     Simulated,
+}
+
+/// Where addresses of one family come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Block {
+    /// From a block that the data folder's path tells, where the driver needs one.
+    Derived,
+    /// From this.
+    Given(IpRange),
+    /// There are none.
+    None,
 }
 
 /// What runs the guests' processors.
@@ -111,6 +128,23 @@ impl UpConfig {
         {
             return Err(problem);
         }
+        let block = |setting: &'static str, derived: &str, absent: Block| match text(setting) {
+            "" => Ok(absent),
+            word if word == derived => Ok(Block::Derived),
+            "none" => Ok(Block::None),
+            given => given.parse().map(Block::Given).map_err(|_| wrong(setting, IpRange::RULE.to_owned())),
+        };
+        let address_block = block("address_block", "auto", Block::Derived)?;
+        if text("driver") == "qemu" && matches!(address_block, Block::Given(_)) {
+            let sentence = "the driver `qemu` gives VMs no addresses of their own: leave it out";
+            return Err(wrong("address_block", sentence.to_owned()));
+        }
+        let resolver = |text: &String| {
+            let address = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
+            address.or_else(|_| text.parse()).map_err(|_| {
+                wrong("resolvers", format!("`{text}` is no address: write 192.0.2.53, or 192.0.2.53:5353"))
+            })
+        };
         let labels =
             settings.list("host_labels").iter().map(|pair| parse::pair(pair)).collect::<Result<_, _>>();
         Ok(Self {
@@ -136,6 +170,10 @@ impl UpConfig {
             initramfs,
             name: VmName::new(text("name")).map_err(|error| wrong("name", error.message().to_owned()))?,
             host_labels: labels.map_err(|sentence| wrong("host_labels", sentence))?,
+            address_block,
+            address_block_ipv6: block("address_block_ipv6", "auto", Block::None)?,
+            enable_forwarding: settings.switch("enable_forwarding").unwrap_or(true),
+            resolvers: settings.list("resolvers").iter().map(resolver).collect::<Result<_, _>>()?,
             capacity_cpus: settings.number("capacity_cpus"),
             capacity_memory: settings.number("capacity_memory"),
             capacity_disk: settings.number("capacity_disk"),

@@ -22,7 +22,7 @@ pub(crate) use example::example;
 pub(crate) use flags::SettingFlags;
 #[cfg(feature = "qemu")]
 pub(crate) use host::Accel;
-pub(crate) use host::{Driver, LogFormat, OnExit, UpConfig};
+pub(crate) use host::{Block, Driver, LogFormat, OnExit, UpConfig};
 pub(crate) use keys::Section;
 pub(crate) use problem::{Problem, failure};
 #[cfg(feature = "postgres")]

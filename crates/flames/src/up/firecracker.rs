@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use flames_firecracker_network::{Blocks, ClusterName, NetworkConfig};
 use flames_vmm_firecracker::{FirecrackerConfig, SlotRange};
 use sha2::{Digest, Sha256};
 
+use super::network;
 use crate::config::UpConfig;
 use crate::exit::Failure;
 
@@ -24,7 +26,16 @@ pub(crate) fn config(place: &Path, data: &Path, arguments: &UpConfig) -> Result<
         .map_err(|error| Failure::io(format!("The folder {} cannot be used", place.display()), &error))?;
     let data = data.canonicalize().unwrap_or_else(|_| data.to_owned());
     let digest = Sha256::digest(data.as_os_str().as_encoded_bytes());
-    let mut config = FirecrackerConfig::new(place, hex::encode(&digest[..4]));
+    let cluster = hex::encode(&digest[..4]);
+    let mut config = FirecrackerConfig::new(place, &cluster);
+    if let Some(block) = network::address_block(&data, arguments)? {
+        let range = |range: flames_model::IpRange| range.to_string().parse();
+        let blocks = Blocks { ipv4: range(block.ipv4)?, ipv6: block.ipv6.map(range).transpose()? };
+        let mut networks =
+            NetworkConfig::new(ClusterName::new(cluster)?, blocks, network::resolvers(arguments));
+        networks.enable_forwarding = arguments.enable_forwarding;
+        config.network = Some(networks);
+    }
     let range = u32::from_be_bytes([0, 0, digest[4], digest[5]]) % RANGES;
     config.jail.users = SlotRange { first_user: FIRST_USER + range * USERS, count: USERS };
     config.boot_arguments.extend(arguments.kernel_arguments.iter().cloned());

@@ -161,7 +161,10 @@ async fn firecracker(
         Arc::new(FirecrackerDriver::new(config, clock.clone(), Arc::new(flames_clock::SystemRandom))?);
     if let Usability::Unusable(why) = driver.capabilities().await?.usability {
         return Err(Failure::failed(format!("Firecracker does not work on this host: {why}"))
-            .advise("`flames controller doctor` checks everything that it needs."));
+            .advise(
+                "`flames controller doctor` checks everything that it needs. With `--address-block none` VMs have no network, and what networks \
+                 need is not needed.",
+            ));
     }
     let booting = Booting::prepare(base, folder, arguments, blobs, output).await?;
     booting.prune(driver.boot_files().await);

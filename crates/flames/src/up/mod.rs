@@ -13,6 +13,7 @@ mod dial;
 pub(crate) mod firecracker;
 mod importer;
 mod machines;
+mod network;
 mod parts;
 #[cfg(feature = "qemu")]
 mod probe;

@@ -119,6 +119,7 @@ impl Parts {
         let host = flames_transport_host::router(service.clone(), HostConfig::default());
         let client = Client::over(host, ClientConfig::default().with_clock(clock.clone()));
         let host_folder: PathBuf = base.join("controller");
+        let address_block = super::network::address_block(folder.folder().path(), arguments)?;
         let folder = FileFolder::open(&host_folder, DEFAULT_OUTPUT_KEPT).await?;
         let capacity = capacity(arguments, detect_capacity(&host_folder, Offer::default()).await?);
         let capabilities = machines.driver.capabilities().await?;
@@ -128,6 +129,7 @@ impl Parts {
         let config = ControllerConfig {
             labels,
             superseded: Superseded::RegisterAgain,
+            address_block,
             ..ControllerConfig::new(arguments.name.clone(), capacity)
         };
         let controller = Controller::start(

@@ -1,6 +1,8 @@
 //! The real binary, run as a user runs it, in a folder of its own.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod busybox;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -49,6 +51,20 @@ pub(crate) fn flames() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flames"));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("FLAMES_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// A program in the network namespace of this path, without anything that the tester's own environment says to Flames, but for where
+/// Firecracker is.
+pub(crate) fn entering(namespace: &Path, program: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", namespace.display())).arg("--").arg(program);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("FLAMES_") && !["FLAMES_FIRECRACKER", "FLAMES_JAILER"].contains(&text.as_ref()) {
             command.env_remove(name);
         }
     }
@@ -109,13 +125,15 @@ pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> 
 /// A data folder, with or without a `flames up` on it. Everything that runs there ends with it.
 pub(crate) struct Installation {
     pub(crate) folder: TempDir,
+    /// The network namespace that `flames up` runs in; none: the tester's own.
+    pub(crate) namespace: Option<PathBuf>,
     up: Option<Child>,
     log: Option<thread::JoinHandle<String>>,
 }
 
 impl Installation {
     pub(crate) fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), up: None, log: None }
+        Self { folder: tempfile::tempdir().unwrap(), namespace: None, up: None, log: None }
     }
 
     /// With a simulated host, up.
@@ -145,7 +163,12 @@ impl Installation {
     #[track_caller]
     pub(crate) fn up(&mut self, arguments: &[&str]) -> serde_json::Value {
         assert!(self.up.is_none(), "one is up already");
-        let mut command = self.command(&["--json", "up", "--listen", "0", "--log", "info"]);
+        let mut command = match &self.namespace {
+            None => flames(),
+            Some(path) => entering(path, env!("CARGO_BIN_EXE_flames")),
+        };
+        let data = self.folder.path().join("data");
+        command.arg("--data").arg(data).args(["--json", "up", "--listen", "0", "--log", "info"]);
         let mut child =
             command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
@@ -165,6 +188,10 @@ impl Installation {
 
     pub(crate) fn pid(&self) -> u32 {
         self.up.as_ref().unwrap().id()
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.up.is_some()
     }
 
     /// As a power cut does.

@@ -83,6 +83,7 @@ fn config(words: &[String], argv: Vec<String>) -> Result<GuestConfig, Box<dyn st
         gateways: vec!["10.0.2.2".parse()?],
         dns: vec!["10.0.2.3".parse()?],
         mtu: None,
+        mac: None,
     };
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     Ok(GuestConfig {

@@ -158,14 +158,12 @@ impl Agent {
     ///
     /// Errors: `InvalidInput` for a seed that is none; what the kernel refuses.
     pub(crate) fn become_restored(&self, request: &RestoredRequest) -> Result<()> {
-        let old = {
-            let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
-            match &request.network {
-                Some(new) => network.replace(new.clone()),
-                None => network.clone(),
-            }
-        };
+        let old = self.network.lock().unwrap_or_else(PoisonError::into_inner).clone();
         crate::restored::apply(request, old.as_ref(), self.options.init)?;
+        // Only now: a try that failed half-way is made again from what was there before it.
+        if let Some(new) = &request.network {
+            *self.network.lock().unwrap_or_else(PoisonError::into_inner) = Some(new.clone());
+        }
         if !request.hostname.is_empty() {
             self.hostname.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&request.hostname);
         }

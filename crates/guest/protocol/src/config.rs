@@ -93,6 +93,44 @@ pub struct NetworkConfig {
     /// The interface's MTU in bytes; `None` leaves the driver's.
     #[serde(default)]
     pub mtu: Option<u32>,
+    /// The interface's MAC address, for a guest that was restored: its driver's is the one that it was saved with. `None` leaves that one.
+    /// An agent from before there was this leaves it too; its host then drops what it sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+}
+
+/// A MAC address, written `02:f1:0a:09:00:0e`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress(pub [u8; 6]);
+
+impl std::fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(address: MacAddress) -> Self {
+        address.to_string()
+    }
+}
+
+impl TryFrom<String> for MacAddress {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        let wrong =
+            || Error::new(ErrorKind::InvalidInput, "a MAC address is six pairs of hexadecimal digits");
+        let mut bytes = [0; 6];
+        let mut pairs = text.split(':');
+        for byte in &mut bytes {
+            let pair = pairs.next().filter(|pair| pair.len() == 2).ok_or_else(wrong)?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| wrong())?;
+        }
+        if pairs.next().is_none() { Ok(Self(bytes)) } else { Err(wrong()) }
+    }
 }
 
 /// An address and the length of its network prefix in bits.
@@ -269,6 +307,17 @@ mod tests {
         let mut big = config();
         big.hostname = "x".repeat(MAX_CONFIG_LENGTH);
         assert_eq!(big.encode().unwrap_err().kind, ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_mac_address_reads_back_and_what_is_none_is_refused() {
+        let address = MacAddress([2, 0xf1, 10, 0, 255, 6]);
+        let text = serde_json::to_string(&address).unwrap();
+        assert_eq!(text, r#""02:f1:0a:00:ff:06""#);
+        assert_eq!(serde_json::from_str::<MacAddress>(&text).unwrap(), address);
+        for wrong in ["", "02:f1:0a:00:ff", "02:f1:0a:00:ff:06:07", "2:f1:0a:00:ff:06", "02:f1:0a:00:ff:0g"] {
+            assert!(MacAddress::try_from(wrong.to_owned()).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -57,6 +57,9 @@ pub enum NetworkSpec {
     User {
         /// TCP forwards.
         forwards: Vec<PortForward>,
+        /// Whether the guest reaches nothing, and is reached by its forwarded ports only. Otherwise it reaches what the host reaches.
+        #[serde(default)]
+        isolated: bool,
     },
     /// A tap device in the incarnation's own namespace.
     Tap {

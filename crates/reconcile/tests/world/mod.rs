@@ -128,6 +128,12 @@ impl World {
     }
 
     pub async fn add_host(&self, number: u128, vcpus: u64) -> Host {
+        self.add_host_with(number, vcpus, None).await
+    }
+
+    /// With an address block, or none.
+    pub async fn add_host_with(&self, number: u128, vcpus: u64, block: Option<&str>) -> Host {
+        let address_block = block.map(|block| AddressBlock { ipv4: block.parse().unwrap(), ipv6: None });
         let register = Register {
             id: ControllerId::from_uuid(uuid::Uuid::from_u128(number)),
             name: VmName::new(format!("host-{number}")).unwrap(),
@@ -141,7 +147,9 @@ impl World {
                 snapshot: true,
                 cpu: CpuFacts { vendor: "v".to_owned(), model: "m".to_owned(), features: "f".to_owned() },
                 default_kernel: None,
+                network: if address_block.is_some() { DriverNetwork::Tap } else { DriverNetwork::User },
             },
+            address_block,
         };
         let registered = self.service.register_controller(register.clone()).await.unwrap();
         Host {
@@ -200,6 +208,7 @@ pub fn spec(change: impl FnOnce(&mut VmSpec)) -> VmSpec {
         tty: false,
         stdin: false,
         ports: vec![],
+        network: Default::default(),
         restart: RestartPolicy::default(),
         wake_on_request: false,
         timeout_ms: None,

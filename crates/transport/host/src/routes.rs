@@ -69,6 +69,7 @@ pub(crate) async fn register(
         capacity: request.capacity,
         labels,
         driver: request.driver,
+        address_block: request.address_block,
     };
     let registered = in_time(&host, host.service.register_controller(register)).await?;
     Ok(JsonAnswer(Registered {

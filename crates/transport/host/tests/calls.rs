@@ -88,7 +88,9 @@ fn request(number: u128, name: &str) -> RegisterRequest {
                 features: "f".to_owned(),
             },
             default_kernel: None,
+            network: Default::default(),
         },
+        address_block: None,
     }
 }
 
@@ -115,6 +117,7 @@ fn assignment(number: u128, to: ControllerId) -> Assignment {
         controller: to,
         token: FencingToken(1),
         wanted: Wanted::Running,
+        address: None,
         spec,
         source: Source::Boot,
         image: manifest(),

@@ -1,6 +1,6 @@
 //! The settings of this process and its host.
 
-use super::Kind::{Amount, Choice, Count, Loopback, Name, Pairs, Path, Text};
+use super::Kind::{Amount, Choice, Count, List, Loopback, Name, Pairs, Path, Switch, Text};
 use super::Section::Host;
 use super::{Key, key, set};
 
@@ -102,6 +102,41 @@ pub(super) const KEYS: &[Key] = &[
         None,
         "zone=a, disk=nvme",
         "Labels of this host, which VMs can ask for.",
+    ),
+    key(
+        Host,
+        "address_block",
+        Text,
+        &[],
+        None,
+        "10.201.16.0/20",
+        "The block of IPv4 addresses that VMs of this host have theirs from, four for each VM, and that nothing else uses; `none`: VMs have no network [default, for the Firecracker driver: a /20 of 10.128.0.0/9, derived from the data folder's path].",
+    ),
+    key(
+        Host,
+        "address_block_ipv6",
+        Text,
+        &[],
+        None,
+        "fd12:3456:789a::/64",
+        "The same of IPv6, four addresses for each VM; `auto`: a /64 of unique local addresses, derived from the data folder's path [default: none]. The host must forward IPv6, and then takes no router advertisements on interfaces whose `accept_ra` is not 2.",
+    ),
+    set(
+        Host,
+        "enable_forwarding",
+        Switch,
+        &[],
+        "true",
+        "Whether this host's forwarding of packets (`net.ipv4.ip_forward`, and for a block of IPv6 `net.ipv6.conf.all.forwarding`) is switched on where VMs need it and it is off.",
+    ),
+    key(
+        Host,
+        "resolvers",
+        List,
+        &[],
+        None,
+        "192.0.2.53, 198.51.100.53:5353",
+        "The resolvers that are asked for names on behalf of VMs with addresses of their own [default: those of /etc/resolv.conf].",
     ),
     key(
         Host,

@@ -2,7 +2,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use flames_guest_protocol::config::NetworkConfig;
+use flames_guest_protocol::config::{MacAddress, NetworkConfig};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -20,6 +20,7 @@ const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_CREATE: u16 = 0x400;
 const NLMSG_ERROR: u16 = 2;
 const IFF_UP: u32 = 1;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -36,32 +37,38 @@ const HEADER: usize = 16;
 /// Brings the loopback interface up.
 pub(super) fn loopback() -> BootResult<()> {
     let Some(index) = interface_index("lo") else { return Ok(()) };
-    send(RTM_NEWLINK, 0, &link(index, None)).map_err(|error| format!("bring lo up: {error}"))
+    send(RTM_NEWLINK, 0, &link(index, true, None, None)).map_err(|error| format!("bring lo up: {error}"))
 }
 
 /// Sets the static network, once the interface is there.
+///
+/// A kernel without IPv6 is given none.
 ///
 /// Errors: when the interface does not appear, or the kernel refuses an address or a route.
 pub(super) fn configure(network: &NetworkConfig, limit: Duration) -> BootResult<()> {
     let name = &network.interface;
     let index = wait_for(limit, || interface_index(name))
         .ok_or_else(|| format!("the network interface {name:?} did not appear"))?;
-    send(RTM_NEWLINK, 0, &link(index, network.mtu)).map_err(|error| format!("bring {name} up: {error}"))?;
-    for assigned in &network.addresses {
+    send(RTM_NEWLINK, 0, &link(index, true, network.mtu, None))
+        .map_err(|error| format!("bring {name} up: {error}"))?;
+    let has_ipv6 = Path::new("/proc/sys/net/ipv6").exists();
+    let is_known = |address: IpAddr| address.is_ipv4() || has_ipv6;
+    for assigned in network.addresses.iter().filter(|assigned| is_known(assigned.address)) {
         let message = address(index, assigned.address, assigned.prefix);
         send(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &message)
             .map_err(|error| format!("give {name} {}/{}: {error}", assigned.address, assigned.prefix))?;
     }
-    for gateway in &network.gateways {
+    for gateway in network.gateways.iter().filter(|gateway| is_known(**gateway)) {
         send(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &default_route(index, *gateway))
             .map_err(|error| format!("route by {gateway}: {error}"))?;
     }
     Ok(())
 }
 
-/// Takes the addresses of `old` away that `new` has not, and sets `new`.
+/// Takes the addresses of `old` away that `new` has not, and sets `new`, with its MAC address. The interface is down in between, so that
+/// routes and neighbours of the old network go with it.
 ///
-/// Errors: as [`configure`].
+/// Errors: as [`configure`]; when the kernel refuses the MAC address.
 pub(crate) fn replace(old: Option<&NetworkConfig>, new: &NetworkConfig) -> BootResult<()> {
     if old == Some(new) {
         return Ok(());
@@ -73,6 +80,11 @@ pub(crate) fn replace(old: Option<&NetworkConfig>, new: &NetworkConfig) -> BootR
             // One that is gone already is as wanted.
             let _ = send(RTM_DELADDR, 0, &address(index, assigned.address, assigned.prefix));
         }
+    }
+    let name = &new.interface;
+    if let Some(index) = interface_index(name) {
+        send(RTM_NEWLINK, 0, &link(index, false, None, new.mac))
+            .map_err(|error| format!("take {name} down for its new network: {error}"))?;
     }
     configure(new, Duration::from_secs(5))
 }
@@ -99,12 +111,15 @@ fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
     message.resize(message.len().next_multiple_of(4), 0);
 }
 
-/// `struct ifinfomsg`: family, type, index, flags, mask of flags; and the MTU.
-fn link(index: u32, mtu: Option<u32>) -> Vec<u8> {
+/// `struct ifinfomsg`: family, type, index, flags, mask of flags; the MTU and the MAC address.
+fn link(index: u32, up: bool, mtu: Option<u32>, mac: Option<MacAddress>) -> Vec<u8> {
     let mut message = vec![0; 4];
     message.extend_from_slice(&index.to_ne_bytes());
+    message.extend_from_slice(&(if up { IFF_UP } else { 0 }).to_ne_bytes());
     message.extend_from_slice(&IFF_UP.to_ne_bytes());
-    message.extend_from_slice(&IFF_UP.to_ne_bytes());
+    if let Some(MacAddress(bytes)) = mac {
+        attribute(&mut message, IFLA_ADDRESS, &bytes);
+    }
     if let Some(mtu) = mtu {
         attribute(&mut message, IFLA_MTU, &mtu.to_ne_bytes());
     }

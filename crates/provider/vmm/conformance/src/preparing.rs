@@ -133,7 +133,7 @@ pub(crate) async fn a_forwarded_port_is_chosen_once_and_kept(fixture: &dyn Fixtu
     let mut spec = fixture.spec().await;
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let forward = |guest_port| PortForward { listen: any, guest_port };
-    spec.network = NetworkSpec::User { forwards: vec![forward(80), forward(443)] };
+    spec.network = NetworkSpec::User { forwards: vec![forward(80), forward(443)], isolated: true };
     let name = fresh_name();
     let prepared = lab.call("prepare", lab.driver().prepare(&name, &spec)).await.unwrap();
     let (http, https) = (prepared.forwards[&80], prepared.forwards[&443]);

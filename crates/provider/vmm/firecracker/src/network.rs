@@ -226,7 +226,7 @@ mod tests {
             mac: [2; 6],
             policy: NetworkPolicy::default(),
         };
-        for network in [NetworkSpec::User { forwards: Vec::new() }, tap] {
+        for network in [NetworkSpec::User { forwards: Vec::new(), isolated: false }, tap] {
             let error = request(&context, &name, &network, 0).unwrap_err();
             assert_eq!((error.kind(), error.field()), (ErrorKind::NotSupported, Some("network")));
             assert!(error.user_message().unwrap().contains(": "), "{error:?}");

@@ -176,9 +176,9 @@ pub(crate) fn build(record: &SpecRecord, folder: &Folder, launch: &Launch) -> Ve
     line.pair("-object", "rng-random,id=entropy,filename=/dev/urandom");
     // A guest takes as much host entropy as it needs to start, and no processor's worth.
     line.pair("-device", "virtio-rng-device,rng=entropy,max-bytes=65536,period=1000");
-    if let NetworkSpec::User { .. } = &spec.network {
+    if let NetworkSpec::User { isolated, .. } = &spec.network {
         let mut user = "user,id=network".to_owned();
-        if launch.restrict_user_network {
+        if launch.restrict_user_network || *isolated {
             user.push_str(",restrict=on");
         }
         for (guest_port, address) in &record.prepared.forwards {
@@ -250,7 +250,7 @@ mod tests {
                 },
                 drives: (0..drives).map(drive).collect(),
                 guest_config: SecretBytes(Vec::new()),
-                network: NetworkSpec::User { forwards: Vec::new() },
+                network: NetworkSpec::User { forwards: Vec::new(), isolated: true },
             },
             guest_config_length: 1,
             machine,
@@ -268,7 +268,7 @@ mod tests {
             agent: Some(5),
             incoming: None,
             sandbox: true,
-            restrict_user_network: true,
+            restrict_user_network: false,
             tsc_khz: Some(2_600_000),
         }
     }

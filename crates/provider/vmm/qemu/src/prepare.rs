@@ -125,7 +125,7 @@ impl Vm {
         check_files(spec)?;
         let forwards = match &spec.network {
             NetworkSpec::None => &[][..],
-            NetworkSpec::User { forwards } => forwards,
+            NetworkSpec::User { forwards, .. } => forwards,
             NetworkSpec::Tap { .. } => {
                 let sentence =
                     "This driver has no tap networking: use user-mode networking with port forwards.";

@@ -223,6 +223,15 @@ impl SimulatedHost {
         state.lives.iter().filter(|(_, life)| life.starts > 1).map(|(name, _)| name.clone()).collect()
     }
 
+    /// Addresses that a machine was made with while another had them, in words: there must never be one.
+    pub fn addresses_given_twice(&self) -> Vec<String> {
+        let state = lock(&self.state);
+        let told = |(address, one, other): &(std::net::IpAddr, IncarnationName, IncarnationName)| {
+            format!("{address}: {one} and {other}")
+        };
+        state.address_conflicts.iter().map(told).collect()
+    }
+
     /// What the live machines use.
     pub fn resource_use(&self) -> ResourceUse {
         lock(&self.state).used

@@ -8,7 +8,7 @@
 //! * A [`GuestProgram`] runs in each guest. It serves connections, writes the console, powers itself off, stands still while its VM
 //!   is paused and ends with it. Without one, connections echo.
 //! * For checkers: [`SimulatedHost::running`], [`SimulatedHost::lives`], [`SimulatedHost::started_twice`],
-//!   [`SimulatedHost::peak_use`], [`SimulatedHost::residue`].
+//!   [`SimulatedHost::addresses_given_twice`], [`SimulatedHost::peak_use`], [`SimulatedHost::residue`].
 //!
 //! All time and randomness is injected: on one thread with tokio's paused time, one seed gives the same run twice. With
 //! [`SimulatedTimings::INSTANT`] and no guest program, nothing is spawned and nothing sleeps.

@@ -75,7 +75,7 @@ impl SimulatedHost {
         if spec.vcpus > self.config().max_vcpus {
             return Err(Error::invalid(OPERATION, "vcpus", "This host gives a machine fewer processors."));
         }
-        if let NetworkSpec::User { forwards } = &spec.network {
+        if let NetworkSpec::User { forwards, .. } = &spec.network {
             let ports: BTreeMap<u16, ()> = forwards.iter().map(|forward| (forward.guest_port, ())).collect();
             if ports.len() != forwards.len() || ports.contains_key(&0) {
                 return Err(Error::invalid(

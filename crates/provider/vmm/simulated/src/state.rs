@@ -1,7 +1,7 @@
 //! What is on a simulated host.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -200,6 +200,8 @@ pub(crate) struct State {
     next_pid: u32,
     pub(crate) lives: BTreeMap<IncarnationName, Life>,
     destroyed: VecDeque<IncarnationName>,
+    /// Addresses that a machine was made with while another had them, with both names.
+    pub(crate) address_conflicts: Vec<(IpAddr, IncarnationName, IncarnationName)>,
 }
 
 impl State {
@@ -218,6 +220,7 @@ impl State {
             next_pid: 1_000,
             lives: BTreeMap::new(),
             destroyed: VecDeque::new(),
+            address_conflicts: Vec::new(),
         }
     }
 
@@ -272,6 +275,7 @@ impl State {
         }
         let prepared = Prepared { forwards: self.take_ports(spec)? };
         self.reserved = reserved;
+        self.note_address(name, spec);
         self.lives.entry(name.clone()).or_default().prepares += 1;
         let machine = Machine {
             spec: Arc::new(spec.clone()),
@@ -287,8 +291,25 @@ impl State {
         Ok(prepared)
     }
 
+    /// Notes whether another machine has the address that this one is made with.
+    fn note_address(&mut self, name: &IncarnationName, spec: &MachineSpec) {
+        let NetworkSpec::Tap { address: (address, _), .. } = spec.network else { return };
+        let has_it = |machine: &Machine| {
+            let gone = matches!(machine.phase(), Phase::Exited);
+            !gone
+                && matches!(machine.spec.network, NetworkSpec::Tap { address: (other, _), .. } if other == address)
+        };
+        let holder = self.places.iter().find_map(|(other, place)| match place {
+            Place::Made(machine) if has_it(machine) => Some(other.clone()),
+            _ => None,
+        });
+        if let Some(holder) = holder {
+            self.address_conflicts.push((address, holder, name.clone()));
+        }
+    }
+
     fn take_ports(&mut self, spec: &MachineSpec) -> Result<BTreeMap<u16, SocketAddr>> {
-        let NetworkSpec::User { forwards } = &spec.network else { return Ok(BTreeMap::new()) };
+        let NetworkSpec::User { forwards, .. } = &spec.network else { return Ok(BTreeMap::new()) };
         let mut taken = BTreeMap::new();
         for forward in forwards {
             let wished = forward.listen.port();

@@ -163,7 +163,7 @@ async fn a_port_of_the_host_is_forwarded_once() {
         |port, guest_port| PortForward { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), guest_port };
     let forwarding = |forwards| {
         let mut spec = spec();
-        spec.network = NetworkSpec::User { forwards };
+        spec.network = NetworkSpec::User { forwards, isolated: false };
         spec
     };
     let (one, other) = (name("one"), name("other"));

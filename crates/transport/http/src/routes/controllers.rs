@@ -13,7 +13,7 @@ use crate::failure::{Answer, Failure};
 use crate::input::{Change, NoBody, PathOf, QueryOf, limit};
 
 fn shown(view: &ControllerView) -> Controller {
-    Controller::new(&view.controller, view.allocation.reserved, view.renewals)
+    Controller::new(&view.controller, &view.allocation, view.renewals)
 }
 
 fn controller_id(text: &str, field: &str) -> Answer<ControllerId> {

@@ -148,9 +148,10 @@ pub(crate) async fn restore_snapshot(
     body: Json<RestoreSnapshot>,
 ) -> Answer<Response> {
     let mutation = change.with(&body.bytes);
-    let (name, labels) = body.value.into_model()?;
+    let (name, labels, network) = body.value.into_model()?;
     let snapshot = SnapshotRef::parse(&snapshot)?;
-    let view = api.service.restore_snapshot(&caller, &snapshot, Restore { name, labels }, &mutation).await?;
+    let restore = Restore { name, labels, network };
+    let view = api.service.restore_snapshot(&caller, &snapshot, restore, &mutation).await?;
     let mut response = vm_answer(&api.service, StatusCode::ACCEPTED, &view);
     if let Ok(location) = HeaderValue::from_str(&format!("/v1/vms/{}", view.vm.id)) {
         response.headers_mut().insert(header::LOCATION, location);

@@ -213,7 +213,9 @@ pub(crate) async fn register(service: &Service) -> (ControllerId, flames_service
                     features: "f".to_owned(),
                 },
                 default_kernel: None,
+                network: Default::default(),
             },
+            address_block: None,
         })
         .await
         .unwrap();
@@ -237,6 +239,7 @@ pub(crate) async fn place_and_run(service: &Service, vm: &str) -> IncarnationId 
         run: entry.vm.run,
         controller,
         resources: entry.vm.spec.resources(),
+        address: None,
         token: flames_model::FencingToken(1),
         source: flames_model::Source::Boot,
         state: IncarnationState::Scheduled,
@@ -260,8 +263,8 @@ pub(crate) async fn place_and_run(service: &Service, vm: &str) -> IncarnationId 
     change.update_allocation(
         &allocation,
         &flames_model::ControllerAllocation {
-            controller,
             reserved: allocation.reserved + incarnation.resources,
+            ..flames_model::ControllerAllocation::clone(&allocation)
         },
     );
     records.apply(change).await.unwrap();

@@ -72,7 +72,7 @@ pub(crate) async fn a_port_that_is_taken_fails_the_start_and_not_the_incarnation
     let incarnation = name("inc_port");
     let mut spec = host.spec();
     let forward = PortForward { listen: "127.0.0.1:0".parse().unwrap(), guest_port: 7 };
-    spec.network = NetworkSpec::User { forwards: vec![forward] };
+    spec.network = NetworkSpec::User { forwards: vec![forward], isolated: false };
     let prepared = host.driver().prepare(&incarnation, &spec).await.unwrap();
     // The driver that held the port is gone.
     let taken = std::net::TcpListener::bind(prepared.forwards[&7]).unwrap();

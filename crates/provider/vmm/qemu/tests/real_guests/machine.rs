@@ -54,7 +54,7 @@ pub(crate) async fn a_forwarded_port_leads_into_the_guest(host: &Host) {
     let driver = host.driver();
     let mut spec = host.spec();
     let forward = PortForward { listen: "127.0.0.1:0".parse().unwrap(), guest_port: 7 };
-    spec.network = NetworkSpec::User { forwards: vec![forward] };
+    spec.network = NetworkSpec::User { forwards: vec![forward], isolated: false };
     running(&*driver, &incarnation, &spec).await;
     console_with(&*driver, &incarnation, "the guest is up").await;
     let address = driver.observe(&incarnation).await.unwrap().prepared.forwards[&7];
