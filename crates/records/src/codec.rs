@@ -13,7 +13,7 @@ use flames_state::{Entry, Version};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::stored::{Condemned, Idempotency, Tombstone};
+use crate::stored::{Condemned, ControllerCredential, Idempotency, JoinToken, Tombstone};
 
 /// A type that is stored.
 pub trait Record: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
@@ -45,6 +45,8 @@ record! {
     Tombstone => "tombstone",
     Idempotency => "idempotency",
     Condemned => "condemned",
+    ControllerCredential => "credential",
+    JoinToken => "join token",
 }
 
 #[derive(Serialize)]
