@@ -16,6 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use flames_conformance_runner::{Case, Suite, Time, Unavailable, run};
+use support::fleet::{Fleet, Running};
 use support::{Installation, eventually, finish, wait};
 
 fn main() -> ExitCode {
@@ -60,6 +61,7 @@ cases![
     a_persistent_disk_outlives_a_run_and_an_ephemeral_one_does_not,
     a_run_that_lasts_too_long_is_stopped,
     an_ephemeral_up_leaves_no_guest_behind,
+    a_guest_on_a_host_of_its_own_survives_kills_of_its_server_and_of_its_host,
 ];
 
 fn variable(name: &str) -> Option<PathBuf> {
@@ -631,4 +633,49 @@ fn an_ephemeral_up_leaves_no_guest_behind() {
     assert_eq!(installation.machines().len(), 1);
     up_with(&mut installation, &["--ephemeral"]);
     assert_eq!(installation.machines(), Vec::<u32>::new(), "what was killed is cleared away");
+}
+
+fn a_guest_on_a_host_of_its_own_survives_kills_of_its_server_and_of_its_host() {
+    let fleet = Fleet::new();
+    let mut server = fleet.server("server", &[]);
+    let (api, address) = (server.told["url"].as_str().unwrap().replace("http://", ""), server.host_address());
+    let token = fleet.token(&server);
+    let host = |fleet: &Fleet| {
+        let (kernel, agent) =
+            (variable("FLAMES_TEST_KERNEL").unwrap(), variable("FLAMES_GUEST_AGENT").unwrap());
+        let server = format!("http://{address}");
+        let mut arguments =
+            vec!["controller", "run", "--server", &server, "--name", "real", "--accel", "tcg"];
+        arguments.extend(["--kernel", kernel.to_str().unwrap(), "--agent", agent.to_str().unwrap()]);
+        arguments.extend(["--join-token-file", token.to_str().unwrap()]);
+        let modules = std::env::var("FLAMES_TEST_KERNEL_MODULES").ok();
+        if let Some(modules) = &modules {
+            arguments.extend(["--kernel-modules", modules]);
+        }
+        Running::start(&fleet.place("host"), &arguments)
+    };
+    let mut daemon = host(&fleet);
+    server.has_hosts(1);
+    let root = fleet.place("busybox");
+    make_busybox(&root);
+    server.run(&["image", "import", "busybox", root.to_str().unwrap()]).ok();
+    // The image goes to the host through the server: the host has no other way to it.
+    server.run(&["run", "-d", "--name", "x", "busybox", "--", "sleep", "100000"]).ok();
+    server.run(&["exec", "x", "--", "sh", "-c", "echo written > /tmp/kept"]).ok();
+    let machines = fleet.machines();
+    assert_eq!(machines.len(), 1);
+    daemon.kill();
+    assert_eq!(fleet.machines(), machines, "a machine needs no daemon");
+    let daemon = host(&fleet);
+    server.kill();
+    let serves = ["server", "--listen", &api, "--host-listen", &address, "--ingress-listen", "127.0.0.1:0"];
+    let server = Running::start(&fleet.place("server"), &serves);
+    eventually("the guest answers", || {
+        let said = server.run(&["exec", "x", "--", "cat", "/tmp/kept"]);
+        (said.code == 0).then(|| assert_eq!(said.stdout, "written\n"))
+    });
+    assert_eq!(fleet.machines(), machines, "it is the same machine");
+    server.run(&["rm", "-f", "x"]).ok();
+    eventually("nothing of it is left", || fleet.machines().is_empty().then_some(()));
+    drop(daemon);
 }
