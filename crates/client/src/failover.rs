@@ -133,3 +133,92 @@ impl HostApi for FailoverHost {
         self.ask(|server| server.report_snapshot(session, report)).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use flames_wire::host::{ControllerId, SessionToken};
+    use http::{Request, Response};
+    use http_body_util::Full;
+
+    use super::*;
+    use crate::{Client, ClientConfig, RequestBody};
+
+    #[derive(Debug, Clone, Copy)]
+    enum Server {
+        Answers,
+        Denies,
+        IsDown,
+        SaysNothing,
+    }
+
+    /// A server of this kind, and how often it was asked.
+    fn server(kind: Server) -> (HostClient, Arc<AtomicUsize>) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let service = tower::service_fn(move |_: Request<RequestBody>| {
+            count.fetch_add(1, Ordering::Relaxed);
+            async move {
+                let answer = |status: u16, text: &'static str| {
+                    let body = Full::new(Bytes::from_static(text.as_bytes()));
+                    Response::builder().status(status).body(body).map_err(tower::BoxError::from)
+                };
+                match kind {
+                    Server::Answers => answer(200, r#"{"lease_ms":15000}"#),
+                    Server::Denies => answer(403, ""),
+                    Server::IsDown => Err("nobody is there".into()),
+                    Server::SaysNothing => std::future::pending().await,
+                }
+            }
+        });
+        (HostClient::new(Client::over(service, ClientConfig::default())), asked)
+    }
+
+    fn session() -> HostSession {
+        let none = "00000000000000000000000000000000";
+        HostSession {
+            controller: format!("ctl_{none}").parse::<ControllerId>().unwrap(),
+            session: format!("ses_{none}").parse::<SessionToken>().unwrap(),
+        }
+    }
+
+    fn asked(count: &AtomicUsize) -> usize {
+        count.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_down_is_passed_over_and_not_asked_again_while_another_answers() {
+        let ((down, downs), (up, ups)) = (server(Server::IsDown), server(Server::Answers));
+        let servers = FailoverHost::new(vec![down, up]).unwrap();
+        for _ in 0..3 {
+            servers.renew(&session()).await.unwrap();
+        }
+        assert_eq!((asked(&downs), asked(&ups)), (1, 3));
+    }
+
+    #[tokio::test]
+    async fn what_a_server_refuses_no_other_is_asked() {
+        let ((denies, _), (other, others)) = (server(Server::Denies), server(Server::Answers));
+        let servers = FailoverHost::new(vec![denies, other]).unwrap();
+        let error = servers.renew(&session()).await.unwrap_err();
+        assert_eq!((error.kind(), asked(&others)), (ErrorKind::PermissionDenied, 0));
+    }
+
+    #[tokio::test]
+    async fn with_all_servers_down_each_is_asked_once() {
+        let ((one, ones), (two, twos)) = (server(Server::IsDown), server(Server::IsDown));
+        let servers = FailoverHost::new(vec![one, two]).unwrap();
+        assert!(servers.renew(&session()).await.unwrap_err().is_retryable());
+        assert_eq!((asked(&ones), asked(&twos)), (1, 1));
+        assert!(FailoverHost::new(Vec::new()).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_given_up_gives_the_turn_to_the_next_server() {
+        let ((silent, _), (up, _)) = (server(Server::SaysNothing), server(Server::Answers));
+        let servers = FailoverHost::new(vec![silent, up]).unwrap();
+        let session = session();
+        assert!(tokio::time::timeout(Duration::from_millis(20), servers.renew(&session)).await.is_err());
+        servers.renew(&session).await.unwrap();
+    }
+}

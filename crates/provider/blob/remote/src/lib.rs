@@ -8,7 +8,7 @@
 //! `Content-Type`; a part is asked for as `?from=&to=`. Errors are problem details (RFC 9457) with `kind`, `code` and `detail`; the kind
 //! stands in `x-flames-blob-problem` too.
 //!
-//! What comes is held to its digest ([`ReadVerifier`]), and what is sent to what its put declares, at both ends.
+//! What comes is held to its digest ([`flames_blob::ReadVerifier`]), and what is sent to what its put declares, at both ends.
 
 mod answer;
 mod body;
