@@ -19,6 +19,7 @@ use tower::{BoxError, Service, ServiceExt};
 
 use crate::body::{self, RequestBody, ResponseBody};
 use crate::connect::{Address, Connector};
+use crate::tls::{Trust, untrusted};
 
 /// How a client calls.
 #[derive(Clone)]
@@ -114,6 +115,18 @@ impl Client {
         Ok(Self::dialling(Address::Tcp(address.into()), config))
     }
 
+    /// A client of the API at `host:port`, over TLS. The server's certificate must be for that host, and of an authority that is trusted.
+    ///
+    /// Errors: `InvalidInput` when that is no address.
+    pub fn tls(address: &str, trust: &Trust, config: ClientConfig) -> Result<Self> {
+        let wrong = || Error::invalid("client.tls", "address", "An address is `host:port`.");
+        let authority = address.parse::<http::uri::Authority>().map_err(|_| wrong())?;
+        if authority.port().is_none() {
+            return Err(wrong());
+        }
+        Ok(Self::dialling(Address::tls(address, authority.host(), trust).ok_or_else(wrong)?, config))
+    }
+
     /// A client of the API on a unix socket.
     pub fn unix(path: impl Into<PathBuf>, config: ClientConfig) -> Self {
         Self::dialling(Address::Unix(Arc::new(path.into())), config)
@@ -126,6 +139,25 @@ impl Client {
             .build::<_, RequestBody>(Connector(address.clone()));
         let authority = address.authority().into();
         Self { address: Some(address), authority, ..Self::over(pool, config) }
+    }
+
+    /// The sentence for users when no connection could be made.
+    pub(crate) fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> String {
+        match &self.address {
+            Some(Address::Tls(tls)) => match untrusted(error) {
+                Some(why) => format!("{} does not prove itself by its certificate: {why}.", tls.address),
+                None => format!("{} cannot be reached.", tls.address),
+            },
+            _ => "The API cannot be reached. Is `flames up` running?".to_owned(),
+        }
+    }
+
+    /// Sends a request as it is.
+    pub(crate) fn exchange(
+        &self,
+        request: Request<RequestBody>,
+    ) -> BoxFuture<'static, std::result::Result<Response<ResponseBody>, BoxError>> {
+        Box::pin(self.http.clone().oneshot(request))
     }
 
     pub(crate) fn address(&self) -> Option<&Address> {
@@ -248,7 +280,7 @@ impl Call<'_> {
                     .is_some_and(hyper_util::client::legacy::Error::is_connect);
                 let failed = if unsent {
                     Error::unavailable(operation, "no connection to the API")
-                        .with_user_message("The API cannot be reached. Is `flames up` running?")
+                        .with_user_message(self.client.unreachable(&*error))
                 } else {
                     lost("no answer from the API").with_user_message("The API's answer was lost.")
                 };

@@ -1,4 +1,4 @@
-//! Where the API is: a TCP address or a unix socket.
+//! Where the API is: a TCP address, with or without TLS, or a unix socket.
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -10,18 +10,28 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
 use tower::Service;
+
+use crate::tls::{TlsAddress, Trust};
 
 /// An address to dial.
 #[derive(Debug, Clone)]
 pub(crate) enum Address {
     /// `host:port`.
     Tcp(Arc<str>),
+    /// TLS over TCP.
+    Tls(Arc<TlsAddress>),
     /// A unix socket.
     Unix(Arc<PathBuf>),
 }
 
 impl Address {
+    /// `host:port`, at which a certificate for `name` is expected. None when that can be no certificate's name.
+    pub(crate) fn tls(address: &str, name: &str, trust: &Trust) -> Option<Self> {
+        TlsAddress::new(address, name, trust).map(Arc::new).map(Self::Tls)
+    }
+
     pub(crate) fn dial(&self) -> BoxFuture<'static, std::io::Result<Socket>> {
         let address = self.clone();
         Box::pin(async move {
@@ -31,6 +41,7 @@ impl Address {
                     stream.set_nodelay(true)?;
                     Ok(Socket::Tcp(TokioIo::new(stream)))
                 }
+                Self::Tls(tls) => Ok(Socket::Tls(TokioIo::new(Box::new(tls.dial().await?)))),
                 Self::Unix(path) => Ok(Socket::Unix(TokioIo::new(UnixStream::connect(&*path).await?))),
             }
         })
@@ -40,6 +51,7 @@ impl Address {
     pub(crate) fn authority(&self) -> &str {
         match self {
             Self::Tcp(address) => address,
+            Self::Tls(tls) => &tls.address,
             Self::Unix(_) => "localhost",
         }
     }
@@ -49,6 +61,7 @@ impl Address {
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(TokioIo<TcpStream>),
+    Tls(TokioIo<Box<TlsStream<TcpStream>>>),
     Unix(TokioIo<UnixStream>),
 }
 
@@ -66,6 +79,7 @@ impl Read for Socket {
     ) -> Poll<std::io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
@@ -79,6 +93,7 @@ impl Write for Socket {
     ) -> Poll<std::io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
@@ -86,6 +101,7 @@ impl Write for Socket {
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
             Self::Unix(stream) => Pin::new(stream).poll_flush(context),
         }
     }
@@ -93,6 +109,7 @@ impl Write for Socket {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use flames_error::{Error, Result};
 use flames_wire::{
-    Controller, ControllerDelete, ControllerList, CreateVm, Health, Image, ImageImport, ImageList,
-    ImportUpdate, PageQuery, SetLabels, Version, Vm, VmList, VmListQuery, WaitQuery, WaitResult,
+    Controller, ControllerDelete, ControllerList, CreateJoinToken, CreateVm, Health, Image, ImageImport,
+    ImageList, ImportUpdate, JoinTokenList, NewJoinToken, PageQuery, SetLabels, Version, Vm, VmList,
+    VmListQuery, WaitQuery, WaitResult,
 };
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
@@ -192,6 +193,23 @@ impl Client {
         let path = format!("/v1/controllers/{}/{action}", segment(id));
         let call = self.call("client.cordon_controller", Method::POST, path);
         call.headers(mutation.headers()?).read().await
+    }
+
+    /// Makes a token with which hosts join. Errors: `InvalidInput`; `Exhausted`; `Unavailable`; `OutcomeUnknown`.
+    pub async fn create_join_token(&self, token: &CreateJoinToken) -> Result<NewJoinToken> {
+        let call = self.call("client.create_join_token", Method::POST, "/v1/join-tokens".to_owned());
+        call.json(token)?.read().await
+    }
+
+    /// The tokens that hold.
+    pub async fn list_join_tokens(&self) -> Result<JoinTokenList> {
+        self.call("client.list_join_tokens", Method::GET, "/v1/join-tokens".to_owned()).read().await
+    }
+
+    /// Removes a token, by what it is called by. Errors: `NotFound`; `Unavailable`; `OutcomeUnknown`.
+    pub async fn remove_join_token(&self, id: &str) -> Result<()> {
+        let path = format!("/v1/join-tokens/{}", segment(id));
+        self.call("client.remove_join_token", Method::DELETE, path).finish().await
     }
 
     /// Removes a controller. Errors: `NotFound`; `Conflict` while it holds VMs and its host is not confirmed dead.

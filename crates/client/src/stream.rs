@@ -7,9 +7,8 @@ use flames_wire::stream::{MAX_CONTENT, MAX_FRAME, StreamFrame};
 use flames_wire::{AttachQuery, ExecRequest};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
-use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue, UPGRADE};
-use http::{Request, StatusCode};
-use http_body_util::BodyExt;
+use http::Request;
+use http::header::{AUTHORIZATION, CONNECTION, HeaderValue, UPGRADE};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -150,26 +149,15 @@ impl Client {
 
     async fn open(&self, path: String) -> Result<FrameStream> {
         let clock = self.config.clock.clone();
-        clock.timeout(self.config.timeout, self.upgrade(path)).await.unwrap_or_else(|_| {
+        clock.timeout(self.config.timeout, self.websocket(path)).await.unwrap_or_else(|_| {
             Err(Error::unavailable(OPERATION, "no answer in time")
                 .with_user_message("The API did not answer in time."))
         })
     }
 
-    async fn upgrade(&self, path: String) -> Result<FrameStream> {
-        let Some(address) = self.address() else {
-            return Err(Error::new(ErrorKind::NotSupported, OPERATION, "streams need a socket"));
-        };
-        let socket = address.dial().await.map_err(|error| {
-            Error::unavailable(OPERATION, "no connection to the API")
-                .with_source(error)
-                .with_user_message("The API cannot be reached. Is `flames up` running?")
-        })?;
-        let (mut sending, connection) =
-            hyper::client::conn::http1::handshake(socket).await.map_err(broken)?;
+    async fn websocket(&self, path: String) -> Result<FrameStream> {
         let key = generate_key();
         let mut request = Request::get(path)
-            .header(HOST, self.authority())
             .header(CONNECTION, "upgrade")
             .header(UPGRADE, "websocket")
             .header("sec-websocket-version", "13")
@@ -180,34 +168,11 @@ impl Client {
             let value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(broken)?;
             request.headers_mut().insert(AUTHORIZATION, value);
         }
-        let mut connection = std::pin::pin!(connection.with_upgrades());
-        // The connection is driven here, in the caller's own task, until it has become the WebSocket's.
-        let exchange = async {
-            let response = sending.send_request(request).await.map_err(broken)?;
-            if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                let (parts, content) = response.into_parts();
-                let content = content.map_err(tower::BoxError::from).boxed_unsync();
-                return Err(body::read_problem(OPERATION, parts.status, content).await);
-            }
-            let accepted = response.headers().get("sec-websocket-accept").map(HeaderValue::as_bytes);
-            if accepted != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
-                return Err(Error::new(
-                    ErrorKind::Corrupt,
-                    OPERATION,
-                    "the server did not accept as it must",
-                ));
-            }
-            hyper::upgrade::on(response).await.map_err(broken)
-        };
-        let mut exchange = std::pin::pin!(exchange);
-        let upgraded = tokio::select! {
-            biased;
-            outcome = &mut exchange => outcome?,
-            ended = &mut connection => {
-                ended.map_err(broken)?;
-                exchange.await?
-            }
-        };
+        let (response, upgraded) = self.upgrade(OPERATION, request).await?;
+        let accepted = response.headers().get("sec-websocket-accept").map(HeaderValue::as_bytes);
+        if accepted != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
+            return Err(Error::new(ErrorKind::Corrupt, OPERATION, "the server did not accept as it must"));
+        }
         let config = WebSocketConfig::default()
             .max_message_size(Some(MAX_FRAME))
             .max_frame_size(Some(MAX_FRAME))

@@ -4,6 +4,16 @@ use std::time::Duration;
 
 use flames_model::{AddressBlock, Labels, Resources, VmName};
 
+/// What a controller does when it is not let in: its name is taken, or it cannot prove itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Refused {
+    /// It tries on: somebody may set it right.
+    #[default]
+    TryOn,
+    /// It stops, and says why. Its VMs run on.
+    Stop,
+}
+
 /// What a controller does when another process has registered as it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Superseded {
@@ -27,6 +37,8 @@ pub struct ControllerConfig {
     pub address_block: Option<AddressBlock>,
     /// What it does when another process has registered as it.
     pub superseded: Superseded,
+    /// What it does when it is not let in.
+    pub refused: Refused,
     /// How long things may take, and how often things happen.
     pub timings: Timings,
     /// What it keeps and does at most.
@@ -42,6 +54,7 @@ impl ControllerConfig {
             capacity,
             address_block: None,
             superseded: Superseded::default(),
+            refused: Refused::default(),
             timings: Timings::default(),
             bounds: Bounds::default(),
         }

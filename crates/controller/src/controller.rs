@@ -17,7 +17,7 @@ use crate::folder::HostFolder;
 use crate::follow::Follower;
 use crate::guest::GuestConnector;
 use crate::report::Reporter;
-use crate::session::SessionCell;
+use crate::session::{SessionCell, Sessions};
 use crate::shared::Shared;
 use crate::snapshots::SnapshotStore;
 use crate::streams::GuestStreams;
@@ -61,6 +61,7 @@ pub enum ShutdownMode {
 pub struct Controller {
     shared: Arc<Shared>,
     streams: GuestStreams,
+    sessions: Sessions,
     stop: watch::Sender<bool>,
     drained: watch::Receiver<bool>,
     given_up: watch::Receiver<Option<String>>,
@@ -102,6 +103,7 @@ impl Controller {
         let (stop, stopping) = watch::channel(false);
         let (set_drained, drained) = watch::channel(false);
         let (give_up, given_up) = watch::channel(None);
+        let sessions = session.watched();
         let follower = Follower {
             shared: Arc::clone(&shared),
             api: Arc::clone(&api),
@@ -116,7 +118,7 @@ impl Controller {
         tasks.spawn(reporter.run());
         tasks.spawn(follower.run());
         let streams = GuestStreams::new(Arc::clone(&shared));
-        Ok(Self { shared, streams, stop, drained, given_up, tasks })
+        Ok(Self { shared, streams, sessions, stop, drained, given_up, tasks })
     }
 
     /// Its identity.
@@ -129,7 +131,13 @@ impl Controller {
         self.streams.clone()
     }
 
-    /// Returns once the controller has given up for good, with the sentence that says why: another process has registered as it. Its VMs
+    /// Tells which registration is the present one.
+    pub fn sessions(&self) -> Sessions {
+        self.sessions.clone()
+    }
+
+    /// Returns once the controller has given up for good, with the sentence that says why: another process has registered as it, or it
+    /// is not let in. Its VMs
     /// run on, and are looked after until it is shut down.
     pub async fn given_up(&self) -> String {
         let mut given_up = self.given_up.clone();

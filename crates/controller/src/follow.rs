@@ -11,7 +11,7 @@ use flames_error::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, watch};
 
 use crate::backoff::Backoff;
-use crate::config::Superseded;
+use crate::config::{Refused, Superseded};
 use crate::session::SessionCell;
 use crate::shared::Shared;
 use crate::supervisor::Instruction;
@@ -50,7 +50,7 @@ impl Follower {
     pub(crate) async fn run(self) {
         let mut superseded: Vec<Monotonic> = Vec::new();
         loop {
-            let registered = self.register().await;
+            let Some(registered) = self.register().await else { return };
             let session = registered.session;
             let renewer = self.renew(&registered);
             let following = async {
@@ -88,11 +88,12 @@ impl Follower {
         }
     }
 
-    /// Registers, however long it takes.
-    async fn register(&self) -> Registered {
+    /// Registers, however long it takes; none when it is not let in and gives up.
+    async fn register(&self) -> Option<Registered> {
         let timings = &self.shared.config.timings;
         let config = &self.shared.config;
         let mut backoff = Backoff::new(timings);
+        let mut told = false;
         loop {
             let request = RegisterRequest {
                 id: self.shared.id,
@@ -107,11 +108,23 @@ impl Follower {
                 Ok(registered) => {
                     self.session.set(registered.session);
                     tracing::info!(controller = %self.shared.id, "registered");
-                    return registered;
+                    return Some(registered);
+                }
+                Err(error) if config.refused == Refused::Stop && is_refusal(&error) => {
+                    let sentence = error.user_message().unwrap_or(error.message()).to_owned();
+                    tracing::error!(?error, "the controller is not let in");
+                    self.given_up.send_replace(Some(sentence));
+                    return None;
                 }
                 Err(error) => {
                     let wait = backoff.next(self.shared.random.as_ref());
                     match error.is_retryable() {
+                        // Once for each outage at a level that people see.
+                        true if !told => {
+                            told = true;
+                            let user_message = error.user_message();
+                            tracing::warn!(%error, user_message, "not registered yet; it is tried again and again");
+                        }
                         true => tracing::debug!(?error, ?wait, "not registered yet"),
                         // An operator may set it right (another name, a removed controller), so it is tried on.
                         false => {
@@ -250,4 +263,9 @@ impl Follower {
     async fn instruct(&self, instruction: Instruction) -> bool {
         self.instructions.send(instruction).await.is_ok()
     }
+}
+
+/// Whether the control plane does not let this controller in, as it is.
+fn is_refusal(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::AlreadyExists | ErrorKind::InvalidInput)
 }

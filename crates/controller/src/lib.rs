@@ -35,7 +35,7 @@ mod worker;
 
 pub use artefacts::{Artefacts, LocalArtefacts};
 pub use capacity::{Offer, detect_capacity};
-pub use config::{Bounds, ControllerConfig, Superseded, Timings};
+pub use config::{Bounds, ControllerConfig, Refused, Superseded, Timings};
 pub use controller::{Controller, ControllerParts, ShutdownMode};
 pub use folder::{
     CONSOLE_KEPT, DEFAULT_OUTPUT_KEPT, FileFolder, HostFolder, Kept, MAX_ENTRY, MemoryFolder, OutputEntry,
@@ -45,5 +45,6 @@ pub use guest::{
     AgentConnector, Guest, GuestConnector, GuestFileWriter, GuestInput, GuestOutput, GuestProcess,
 };
 pub use record::{Ending, IncarnationRecord, RECORD_SCHEMA, RecordPhase, RestoredAgent, Saving, SavingStage};
+pub use session::Sessions;
 pub use snapshots::{DiskFiles, SnapshotFiles, SnapshotStore, chunk};
 pub use streams::{AcceptedStream, GuestStreams};

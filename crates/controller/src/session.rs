@@ -6,6 +6,22 @@ use flames_client::wire::host::HostSession;
 use flames_error::ErrorKind;
 use tokio::sync::watch;
 
+/// Tells who serves the control plane beside the controller (a link to its guests) which registration is the present one.
+#[derive(Debug, Clone)]
+pub struct Sessions(SessionCell);
+
+impl Sessions {
+    /// The present registration, once there is one. Cancel-safe.
+    pub async fn current(&self) -> HostSession {
+        self.0.current().await
+    }
+
+    /// Returns once `session` is not the present registration any more. Cancel-safe.
+    pub async fn ended(&self, session: &HostSession) {
+        self.0.ended(session).await;
+    }
+}
+
 /// The present registration, or none.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionCell(Arc<watch::Sender<State>>);
@@ -20,6 +36,11 @@ struct State {
 impl SessionCell {
     pub(crate) fn new() -> Self {
         Self(Arc::new(watch::Sender::new(State::default())))
+    }
+
+    /// For those outside.
+    pub(crate) fn watched(&self) -> Sessions {
+        Sessions(self.clone())
     }
 
     /// A registration succeeded.

@@ -1,8 +1,9 @@
-//! The data folder of `flames up`.
+//! The data folder of `flames up`, `flames server` and `flames controller run`.
 //!
 //! ```text
 //! <data folder>/            0700
-//! ├─ lock                   held by the one `flames up` that works here
+//! ├─ lock                   held by the one `flames up` or `flames server` that works here
+//! ├─ host.lock              held by the one `flames up` or `flames controller run` that works here
 //! ├─ version                the schema of this folder
 //! ├─ token                  the bearer token, 0600
 //! ├─ api.json               where the API is, while it is served, 0600
@@ -13,6 +14,7 @@
 //! ├─ images/                images, as machines use them
 //! ├─ boot/                  initramfs and kernels that were made or fetched
 //! ├─ staging/               uploads and conversions under way; emptied at each start
+//! ├─ controller.secret      what `flames controller run` proves itself with, 0600
 //! ├─ controller/            what the controller keeps: records, disks, logs
 //! ├─ machines/              what the driver keeps
 //! └─ ephemeral/             all of these for `--ephemeral`; removed at each start and end
@@ -54,6 +56,43 @@ pub(crate) struct ApiFile {
     pub(crate) version: String,
 }
 
+impl ApiFile {
+    /// This process serves, at this address.
+    pub(crate) fn of_this_process(address: SocketAddr) -> Self {
+        Self {
+            schema: 1,
+            address,
+            socket: "api.sock".to_owned(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+/// What of a data folder a process takes for itself. A server and a host may share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Works {
+    /// `flames up`.
+    Everything,
+    /// `flames server`.
+    Server,
+    /// `flames controller run`.
+    Host,
+}
+
+impl Works {
+    /// The files that are locked, each with who else may hold it.
+    fn locks(self) -> &'static [(&'static str, &'static str)] {
+        const SERVER: (&str, &str) = ("lock", "Another `flames up` or `flames server`");
+        const HOST: (&str, &str) = ("host.lock", "Another `flames up` or `flames controller run`");
+        match self {
+            Self::Everything => &[SERVER, HOST],
+            Self::Server => &[SERVER],
+            Self::Host => &[HOST],
+        }
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Version {
     schema: u32,
@@ -74,11 +113,12 @@ pub(crate) struct DataFolder {
     path: PathBuf,
 }
 
-/// A data folder that this process alone works in.
+/// A data folder, or a part of it, that this process alone works in.
 #[derive(Debug)]
 pub(crate) struct LockedFolder {
     folder: DataFolder,
-    _lock: File,
+    works: Works,
+    _locks: Vec<File>,
 }
 
 impl DataFolder {
@@ -102,10 +142,17 @@ impl DataFolder {
         self.join("api.sock")
     }
 
-    /// Whether a Flames has worked here: a host's part is the last to begin, after all providers were open.
+    /// Whether a Flames has worked here: these folders are made after all providers were open.
     #[cfg_attr(not(feature = "sqlite"), allow(dead_code, reason = "only a file can be emptied"))]
     pub(crate) fn was_used(&self) -> bool {
-        self.join("controller").is_dir()
+        self.join("controller").is_dir() || self.join("staging").is_dir()
+    }
+
+    /// The line that tells a shell of this folder, unless it is the default one.
+    pub(crate) fn named_for_a_shell(&self) -> Option<String> {
+        let default = default_path().and_then(|default| fs::canonicalize(default).ok());
+        (default.as_deref() != Some(self.path()))
+            .then(|| format!("  export FLAMES_DATA={}", self.path().display()))
     }
 
     /// Where the API is; none when nothing is served from here.
@@ -119,42 +166,39 @@ impl DataFolder {
 
     /// The bearer token.
     pub(crate) fn token(&self) -> io::Result<String> {
-        let bytes = read_small(&self.token_path())?;
-        let token = String::from_utf8(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-        Ok(token.trim().to_owned())
+        read_secret(&self.token_path())
     }
 
     /// Makes the folder (0700) where it is not there, and takes it for this process alone.
     ///
     /// Fails when another process works here, when a newer version of Flames made it, or when others may write to it.
-    pub(crate) fn lock(self) -> Result<LockedFolder, Failure> {
+    pub(crate) fn lock(self, works: Works) -> Result<LockedFolder, Failure> {
         let shown = self.path.display().to_string();
         let cannot = |error: io::Error| unusable(&shown, &error);
         DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(cannot)?;
         let path = fs::canonicalize(&self.path).map_err(cannot)?;
         let folder = Self { path };
         folder.check_owner()?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(folder.join("lock"))
-            .map_err(cannot)?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let serving =
-                folder.api().ok().flatten().map(|api| format!(" (process {}, {})", api.pid, api.address));
-            return Err(Failure::new(
-                crate::exit::CONFLICT,
-                format!("Another `flames up` works in {shown}{}.", serving.unwrap_or_default()),
-            )
-            .advise("Stop it first, or give this one another folder with --data."));
+        let mut locks = Vec::new();
+        for (name, another) in works.locks() {
+            let lock = lock_file(&folder.join(name)).map_err(cannot)?;
+            let Some(lock) = lock else {
+                let serving =
+                    folder.api().ok().flatten().map(|api| format!(" (process {}, {})", api.pid, api.address));
+                return Err(Failure::new(
+                    crate::exit::CONFLICT,
+                    format!("{another} works in {shown}{}.", serving.unwrap_or_default()),
+                )
+                .advise("Stop it first, or give this one another folder with --data."));
+            };
+            locks.push(lock);
         }
         folder.check_version()?;
-        // What the process before left says where it was, not where this one is.
-        remove_file(&folder.join("api.json")).map_err(cannot)?;
-        Ok(LockedFolder { folder, _lock: lock })
+        if works != Works::Host {
+            // What the process before left says where it was, not where this one is.
+            remove_file(&folder.join("api.json")).map_err(cannot)?;
+        }
+        Ok(LockedFolder { folder, works, _locks: locks })
     }
 
     fn check_owner(&self) -> Result<(), Failure> {
@@ -233,7 +277,13 @@ impl LockedFolder {
     /// Removes a folder that this process has just made, so that a start that was refused leaves nothing; but not once a host has begun
     /// to work in it.
     pub(crate) fn remove_unused(self) {
-        if ["boot", "controller", "machines"].iter().any(|name| self.folder.join(name).exists()) {
+        let others: &[&str] = match self.works {
+            Works::Everything => &[],
+            Works::Server => &["host.lock"],
+            Works::Host => &["lock"],
+        };
+        let used = ["boot", "controller", "machines"].iter().chain(others);
+        if used.into_iter().any(|name| self.folder.join(name).exists()) {
             return;
         }
         if let Err(error) = fs::remove_dir_all(self.folder.path()) {
@@ -254,11 +304,20 @@ impl LockedFolder {
 
     /// The bearer token of this folder, made when it is not there or cannot be one.
     pub(crate) fn ensure_token(&self) -> Result<String, Failure> {
-        let cannot = |error: io::Error| Failure::io("The token cannot be kept", &error);
-        match self.folder.token() {
-            Ok(token) if token.len() >= 32 && token.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
-                fs::set_permissions(self.folder.token_path(), fs::Permissions::from_mode(0o600))
-                    .map_err(cannot)?;
+        self.ensure_secret(&self.folder.token_path(), 32, "The token cannot be kept")
+    }
+
+    /// What the controller of this folder proves itself with, made when it is not there.
+    pub(crate) fn ensure_controller_secret(&self) -> Result<String, Failure> {
+        let path = self.folder.join("controller.secret");
+        self.ensure_secret(&path, 64, "The controller's secret cannot be kept")
+    }
+
+    fn ensure_secret(&self, path: &Path, least: usize, failed: &str) -> Result<String, Failure> {
+        let cannot = |error: io::Error| Failure::io(failed.to_owned(), &error);
+        match read_secret(path) {
+            Ok(token) if token.len() >= least && token.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
+                fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(cannot)?;
                 return Ok(token);
             }
             Ok(_) => {}
@@ -266,7 +325,7 @@ impl LockedFolder {
             Err(error) => return Err(cannot(error)),
         }
         let token = hex::encode(random_bytes()?);
-        write_private(&self.folder.token_path(), format!("{token}\n").as_bytes()).map_err(cannot)?;
+        write_private(path, format!("{token}\n").as_bytes()).map_err(cannot)?;
         Ok(token)
     }
 
@@ -314,6 +373,23 @@ fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+fn read_secret(path: &Path) -> io::Result<String> {
+    let text =
+        String::from_utf8(read_small(path)?).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Takes a file for this process, made (0600) where it is not there; none when another has it.
+pub(crate) fn lock_file(path: &Path) -> io::Result<Option<File>> {
+    let file =
+        OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Writes a file that only its owner reads, whole or not at all.
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
@@ -344,19 +420,34 @@ mod tests {
     fn a_data_folder_is_private_and_belongs_to_one_process() {
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path().join("data");
-        let locked = DataFolder::at(&path).lock().unwrap();
+        let locked = DataFolder::at(&path).lock(Works::Everything).unwrap();
         assert_eq!(mode(&path), 0o700);
-        let refused = DataFolder::at(&path).lock().unwrap_err();
+        let refused = DataFolder::at(&path).lock(Works::Everything).unwrap_err();
         assert_eq!(refused.exit, crate::exit::CONFLICT);
         assert!(refused.message.contains("Another `flames up`"), "{}", refused.message);
         drop(locked);
-        DataFolder::at(&path).lock().unwrap();
+        DataFolder::at(&path).lock(Works::Everything).unwrap();
+    }
+
+    #[test]
+    fn a_server_and_a_host_share_a_data_folder_and_no_two_of_either_do() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("data");
+        let server = DataFolder::at(&path).lock(Works::Server).unwrap();
+        let host = DataFolder::at(&path).lock(Works::Host).unwrap();
+        let refused = |works| DataFolder::at(&path).lock(works).unwrap_err().message;
+        assert!(refused(Works::Server).contains("flames server"));
+        assert!(refused(Works::Host).contains("flames controller run"));
+        drop(server);
+        assert!(refused(Works::Everything).contains("flames controller run"));
+        drop(host);
+        DataFolder::at(&path).lock(Works::Everything).unwrap();
     }
 
     #[test]
     fn the_token_is_random_private_and_kept() {
         let temporary = tempfile::tempdir().unwrap();
-        let locked = DataFolder::at(temporary.path().join("data")).lock().unwrap();
+        let locked = DataFolder::at(temporary.path().join("data")).lock(Works::Everything).unwrap();
         let token = locked.ensure_token().unwrap();
         assert_eq!(token.len(), 64);
         assert_eq!(mode(&locked.folder().token_path()), 0o600);
@@ -369,19 +460,19 @@ mod tests {
     fn the_folder_of_a_newer_version_is_refused() {
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path().join("data");
-        drop(DataFolder::at(&path).lock().unwrap());
+        drop(DataFolder::at(&path).lock(Works::Everything).unwrap());
         fs::write(path.join("version"), r#"{"schema":2}"#).unwrap();
-        let refused = DataFolder::at(&path).lock().unwrap_err();
+        let refused = DataFolder::at(&path).lock(Works::Everything).unwrap_err();
         assert!(refused.message.contains("newer version"), "{}", refused.message);
         fs::write(path.join("version"), "{{{").unwrap();
-        let refused = DataFolder::at(&path).lock().unwrap_err();
+        let refused = DataFolder::at(&path).lock(Works::Everything).unwrap_err();
         assert!(refused.message.contains("/version is damaged"), "{}", refused.message);
     }
 
     #[test]
     fn where_the_api_is_is_said_privately_and_taken_back() {
         let temporary = tempfile::tempdir().unwrap();
-        let locked = DataFolder::at(temporary.path().join("data")).lock().unwrap();
+        let locked = DataFolder::at(temporary.path().join("data")).lock(Works::Everything).unwrap();
         let api = ApiFile {
             schema: 1,
             address: "127.0.0.1:1".parse().unwrap(),

@@ -5,12 +5,14 @@ mod attached;
 mod commands;
 mod config;
 mod connect;
+mod daemon;
 mod data;
 mod exit;
 mod output;
 mod pack;
 mod progress;
 mod providers;
+mod server;
 #[cfg(feature = "simulated")]
 mod simulated;
 mod terminal;
@@ -20,7 +22,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::args::{Arguments, Command};
+use crate::args::{Arguments, Command, ControllerAction};
 use crate::exit::{Failure, Outcome};
 use crate::output::Output;
 
@@ -55,12 +57,24 @@ fn main() -> ExitCode {
 fn docs(arguments: &Arguments) -> Option<String> {
     match &arguments.command {
         Command::Up(_)
+        | Command::Server(_)
+        | Command::Controllers { action: Some(ControllerAction::Run(_)) }
         | Command::Config { .. }
         | Command::Db { .. }
         | Command::Completions { .. }
         | Command::ConvertImage => None,
         _ => connect::find(&arguments.global).ok().and_then(|api| api.pages),
     }
+}
+
+/// For processes that serve.
+fn server_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io("The runtime cannot be started", &error))
 }
 
 fn carry_out(arguments: Arguments, output: Output) -> Outcome {
@@ -71,14 +85,12 @@ fn carry_out(arguments: Arguments, output: Output) -> Outcome {
             clap_complete::generate(shell, &mut Arguments::command(), "flames", &mut script);
             output::write(&script).map(|()| ExitCode::SUCCESS)
         }
-        Command::Up(up) => {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(WORKERS)
-                .max_blocking_threads(BLOCKING)
-                .enable_all()
-                .build()
-                .map_err(|error| Failure::io("The runtime cannot be started", &error))?;
-            runtime.block_on(Box::pin(up::run(&arguments.global, output, *up)))
+        Command::Up(up) => server_runtime()?.block_on(Box::pin(up::run(&arguments.global, output, *up))),
+        Command::Server(server) => {
+            server_runtime()?.block_on(Box::pin(server::run(&arguments.global, output, *server)))
+        }
+        Command::Controllers { action: Some(ControllerAction::Run(run)) } => {
+            server_runtime()?.block_on(Box::pin(daemon::run(&arguments.global, output, *run)))
         }
         _ => {
             let runtime = tokio::runtime::Builder::new_current_thread()

@@ -99,7 +99,7 @@ fn ephemeral_leaves_nothing_but_the_token() {
     let mut left: Vec<_> =
         fs::read_dir(installation.data()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
-    assert_eq!(left, ["lock", "token", "version"]);
+    assert_eq!(left, ["host.lock", "lock", "token", "version"]);
     installation.up(&["--driver", "simulated", "--ephemeral"]);
     assert_eq!(installation.run(&["--json", "ps", "--all"]).json().as_array().unwrap().len(), 0);
 }

@@ -15,7 +15,9 @@ use crate::codec::{IntoShared, Record, Versioned, encode};
 use crate::decoded::Written;
 use crate::due::{DueEntry, DueKey};
 use crate::keys;
-use crate::stored::{Condemnations, Condemned, Expiry, Idempotency, IdempotencyKey, Tombstone};
+use crate::stored::{
+    Condemnations, Condemned, ControllerCredential, Expiry, Idempotency, IdempotencyKey, JoinToken, Tombstone,
+};
 
 /// Typed steps that are applied together or not at all. See [`crate::Records::apply`].
 #[derive(Debug, Default)]
@@ -253,7 +255,7 @@ impl Change {
         self.require(keys::controller(read.id), read)
     }
 
-    /// Removes a controller, its name, its allocation and its lease.
+    /// Removes a controller, its name, its allocation, its lease and its credential.
     pub fn remove_controller(
         &mut self,
         old: &Versioned<Controller>,
@@ -261,7 +263,10 @@ impl Change {
     ) -> &mut Self {
         self.remove(keys::controller(old.id), old).remove(keys::allocation(old.id), allocation).step(
             |commit| {
-                commit.delete(keys::controller_name(&old.name)?).delete(keys::lease(old.id)?);
+                commit
+                    .delete(keys::controller_name(&old.name)?)
+                    .delete(keys::lease(old.id)?)
+                    .delete(keys::credential(old.id)?);
                 Ok(())
             },
         )
@@ -292,6 +297,26 @@ impl Change {
     /// Replaces a controller's lease.
     pub fn update_lease(&mut self, old: &Versioned<ControllerLease>, new: &ControllerLease) -> &mut Self {
         self.replace(keys::lease(old.controller), old, new)
+    }
+
+    /// Adds what a controller proves itself with. `Conflict` when it has something already.
+    pub fn insert_credential(&mut self, new: &ControllerCredential) -> &mut Self {
+        self.insert(keys::credential(new.controller), new)
+    }
+
+    /// Proves that what a controller proves itself with is as it was read.
+    pub fn require_credential(&mut self, read: &Versioned<ControllerCredential>) -> &mut Self {
+        self.require(keys::credential(read.controller), read)
+    }
+
+    /// Adds a join token.
+    pub fn insert_join_token(&mut self, new: &JoinToken) -> &mut Self {
+        self.insert(keys::join_token(&new.digest), new)
+    }
+
+    /// Removes a join token.
+    pub fn remove_join_token(&mut self, old: &Versioned<JoinToken>) -> &mut Self {
+        self.remove(keys::join_token(&old.digest), old)
     }
 
     /// Adds an image.

@@ -13,7 +13,7 @@ use flames_state::{Entry, Version};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::stored::{Condemned, Idempotency, Tombstone};
+use crate::stored::{Condemned, ControllerCredential, Idempotency, JoinToken, Tombstone};
 
 /// A type that is stored.
 pub trait Record: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
@@ -47,6 +47,8 @@ record! {
     Tombstone => "tombstone", 2;
     Idempotency => "idempotency", 1;
     Condemned => "condemned", 1;
+    ControllerCredential => "credential", 1;
+    JoinToken => "join token", 1;
 }
 
 #[derive(Serialize)]

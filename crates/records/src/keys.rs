@@ -138,6 +138,18 @@ pub(crate) fn lease(id: ControllerId) -> Result<Key> {
     key(format_args!("system/lease/{id}"))
 }
 
+pub(crate) fn credential(id: ControllerId) -> Result<Key> {
+    key(format_args!("system/credential/{id}"))
+}
+
+pub(crate) fn join_tokens() -> Result<Key> {
+    key(format_args!("system/jointoken/"))
+}
+
+pub(crate) fn join_token(digest: &str) -> Result<Key> {
+    key(format_args!("system/jointoken/{digest}"))
+}
+
 pub(crate) fn assignments(controller: ControllerId) -> Result<Key> {
     key(format_args!("system/assignment/{controller}/"))
 }

@@ -24,6 +24,8 @@
 //! | `system/controllername/<name>` | the controller's id | registration |
 //! | `system/allocation/<id>` | [`ControllerAllocation`](flames_model::ControllerAllocation) | placement, release |
 //! | `system/lease/<id>` | [`ControllerLease`](flames_model::ControllerLease) | heartbeats |
+//! | `system/credential/<id>` | [`ControllerCredential`] | the first registration over a network |
+//! | `system/jointoken/<digest>` | [`JoinToken`] | operators |
 //! | `system/assignment/<controller>/<incarnation>` | [`Assignment`](flames_model::Assignment) | reconciliation; the order to take a snapshot: API, reports on it |
 //! | `system/assigned/<controller>` (log) | which assignments changed | with the assignment |
 //! | `system/due/<shard>/<time>/<project>/<vm>` | empty | whatever makes a VM need attention |
@@ -60,7 +62,10 @@ use decoded::Decoded;
 pub use due::{DUE_SHARDS, DueEntry, DueKey};
 pub use flames_state::{Hint, HintStream, Key, Position, Waited};
 pub use reads::{AssignmentChange, EventEntry, ListPage, VmEntry, VmFilter};
-pub use stored::{Condemnations, Condemned, Expiry, Idempotency, IdempotencyKey, Outcome, Tombstone};
+pub use stored::{
+    Condemnations, Condemned, ControllerCredential, Expiry, Idempotency, IdempotencyKey, JoinToken, Outcome,
+    Tombstone,
+};
 pub use views::{ViewColumn, ViewColumnKind, ViewDefinition, views};
 
 /// The most entries that one page of a list reads, filtered or not.

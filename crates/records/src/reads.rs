@@ -11,7 +11,9 @@ use flames_state::{Entry, Key, KeyRange, PageRequest, Position};
 use crate::codec::{Record, Versioned, decode, decode_payload};
 use crate::due::{DueEntry, DueKey};
 use crate::keys;
-use crate::stored::{Condemnations, Condemned, Expiry, Idempotency, IdempotencyKey, Tombstone};
+use crate::stored::{
+    Condemnations, Condemned, ControllerCredential, Expiry, Idempotency, IdempotencyKey, JoinToken, Tombstone,
+};
 use crate::{MAX_PAGE, Records};
 
 /// A VM with its current incarnation: one consistent cut.
@@ -304,6 +306,21 @@ impl Records {
     /// A controller's lease.
     pub async fn lease(&self, id: ControllerId) -> Result<Option<Versioned<ControllerLease>>> {
         self.read(keys::lease(id)?).await
+    }
+
+    /// What a controller proves itself with; none: it never registered over a network.
+    pub async fn credential(&self, id: ControllerId) -> Result<Option<Versioned<ControllerCredential>>> {
+        self.read(keys::credential(id)?).await
+    }
+
+    /// A join token, by its digest.
+    pub async fn join_token(&self, digest: &str) -> Result<Option<Versioned<JoinToken>>> {
+        self.read(keys::join_token(digest)?).await
+    }
+
+    /// All join tokens, at most [`MAX_PAGE`] of them.
+    pub async fn join_tokens(&self) -> Result<Vec<Versioned<JoinToken>>> {
+        Ok(self.read_page::<JoinToken>(keys::join_tokens()?, None, MAX_PAGE).await?.items)
     }
 
     /// The leases of all controllers: at most [`MAX_PAGE`] of them behind `after`.

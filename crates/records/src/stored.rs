@@ -1,7 +1,7 @@
 //! Records that only the control plane sees.
 
 use flames_clock::Timestamp;
-use flames_model::{ControllerId, ImageName, Incarnation, ProjectName, SnapshotId, Vm, VmId};
+use flames_model::{Actor, ControllerId, ImageName, Incarnation, ProjectName, SnapshotId, Vm, VmId};
 use serde::{Deserialize, Serialize};
 
 /// What is kept of a deleted VM for some days.
@@ -25,6 +25,37 @@ pub struct Condemned {
     pub by: u64,
     /// When it was condemned, for people.
     pub at: Timestamp,
+}
+
+/// What a controller proves itself with when it registers over a network. The secret is the controller's own, and never stored here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControllerCredential {
+    /// Whose.
+    pub controller: ControllerId,
+    /// The BLAKE3 digest of its secret, as 64 hex digits.
+    pub digest: String,
+    /// When it joined.
+    pub since: Timestamp,
+}
+
+/// A token with which controllers join that are not known yet. The token itself is told once, to who asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    /// The BLAKE3 digest of the token, as 64 hex digits.
+    pub digest: String,
+    /// Who asked for it.
+    pub by: Actor,
+    /// When.
+    pub created_at: Timestamp,
+    /// Until when it holds.
+    pub expires_at: Timestamp,
+}
+
+impl JoinToken {
+    /// What it is called by: the first digits of its digest, from which nobody can tell the token.
+    pub fn id(&self) -> &str {
+        self.digest.get(..12).unwrap_or(&self.digest)
+    }
 }
 
 /// How often blobs were condemned, as an opaque value. See [`Change::keep_blob`](crate::Change::keep_blob).

@@ -53,6 +53,10 @@ codes! {
     CONTROLLER_SUPERSEDED,
     /// Another controller has this name.
     CONTROLLER_NAME_TAKEN,
+    /// No such blob.
+    BLOB_NOT_FOUND,
+    /// No such join token.
+    JOIN_TOKEN_NOT_FOUND,
     /// The host of the VM cannot be reached right now.
     HOST_UNREACHABLE,
     /// The record is not of the generation that the request names.
@@ -155,6 +159,32 @@ pub(crate) fn controller_not_found(id: &str) -> Error {
     Error::not_found("service.controller", "controller", id)
         .with_code(CONTROLLER_NOT_FOUND)
         .with_user_message(format!("There is no controller `{id}`. List them with `flames controllers`."))
+}
+
+pub(crate) fn may_not_join() -> Error {
+    Error::new(ErrorKind::PermissionDenied, "service.register_controller", "no join token, or a wrong one")
+        .with_code(UNAUTHENTICATED)
+        .with_user_message(
+            "This controller is not known, and its join token is missing, wrong or expired. Make one with `flames controllers token create`.",
+        )
+}
+
+pub(crate) fn wrong_secret(id: &str) -> Error {
+    Error::new(ErrorKind::PermissionDenied, "service.register_controller", "the controller's secret is another")
+        .with_resource("controller", id)
+        .with_code(UNAUTHENTICATED)
+        .with_user_message(format!(
+            "Another host joined as the controller {id}, with another secret. If this host's data folder was made anew, remove that controller \
+             with `flames controllers remove`, and join again."
+        ))
+}
+
+pub(crate) fn join_token_not_found(id: &str) -> Error {
+    Error::not_found("service.join_token", "join token", id)
+        .with_code(JOIN_TOKEN_NOT_FOUND)
+        .with_user_message(format!(
+            "There is no join token `{id}`. List them with `flames controllers token ls`."
+        ))
 }
 
 pub(crate) fn superseded(id: &str) -> Error {

@@ -8,7 +8,7 @@ use flames_model::{
     Actor, AddressBlock, Assignment, Controller, ControllerAllocation, ControllerId, ControllerLease,
     DriverInfo, EventKind, IncarnationId, Labels, Resources, SessionToken, VmName,
 };
-use flames_records::{Change, ListPage, Position, Records, Versioned, Waited};
+use flames_records::{Change, ControllerCredential, ListPage, Position, Records, Versioned, Waited};
 
 use crate::mutation::ATTEMPTS;
 use crate::{Caller, Service, codes};
@@ -41,6 +41,21 @@ pub struct Register {
     pub driver: DriverInfo,
     /// Where its guests have their addresses from.
     pub address_block: Option<AddressBlock>,
+}
+
+/// What a controller proves itself with that registers over a network.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HostProof {
+    /// The controller's own secret: 64 hex digits that it drew itself.
+    pub secret: String,
+    /// Whether it also showed a join token that holds. Only then one that is not known yet is taken in.
+    pub may_join: bool,
+}
+
+impl std::fmt::Debug for HostProof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostProof").field("may_join", &self.may_join).finish_non_exhaustive()
+    }
 }
 
 /// What a registration gives.
@@ -84,12 +99,50 @@ impl Service {
         Caller { project, actor: Actor::Controller(controller), request_id: "host".to_owned() }
     }
 
-    /// Takes a controller in, or takes it in again: a newer registration supersedes the older one, without a conflict.
+    /// Takes a controller of this process in, or takes it in again: a newer registration supersedes the older one, without a conflict.
     ///
     /// Errors: `InvalidInput` ([`codes::INVALID_FIELD`]) for an address block that cannot be; `AlreadyExists`
     /// ([`codes::CONTROLLER_NAME_TAKEN`]); `Conflict` ([`codes::ADDRESS_BLOCK_IN_USE`]) for another block than the one that VMs hold addresses
     /// of; `Unavailable`.
     pub async fn register_controller(&self, register: Register) -> Result<Registered> {
+        self.register(register, None).await
+    }
+
+    /// As [`Service::register_controller`], for a controller that calls over a network. Its secret is the one with which it joined; a controller
+    /// that never joined needs a join token, and joins with this secret from then on.
+    ///
+    /// Errors: also `PermissionDenied` ([`codes::UNAUTHENTICATED`]); `InvalidInput` when the secret cannot be one.
+    pub async fn admit_controller(&self, register: Register, proof: &HostProof) -> Result<Registered> {
+        if proof.secret.len() != 64 || !proof.secret.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            let sentence = "A controller's secret is 64 hex digits.";
+            return Err(flames_error::Error::invalid("service.register_controller", "secret", sentence)
+                .with_code(codes::INVALID_FIELD));
+        }
+        self.register(register, Some(proof)).await
+    }
+
+    /// Whether a controller is the one that joined under this id, and what its registration has to add or to rely on.
+    async fn prove(&self, id: ControllerId, proof: Option<&HostProof>, change: &mut Change) -> Result<()> {
+        let Some(proof) = proof else { return Ok(()) };
+        // A random secret of 32 bytes: a plain digest of it cannot be turned back. Digests are compared in constant time.
+        let digest = blake3::hash(proof.secret.as_bytes());
+        match self.records().credential(id).await? {
+            Some(known) if blake3::Hash::from_hex(&known.digest).is_ok_and(|known| known == digest) => {
+                change.require_credential(&known);
+                Ok(())
+            }
+            Some(_) => Err(codes::wrong_secret(&id.to_string())),
+            None if proof.may_join => {
+                let since = self.clock().now();
+                let digest = digest.to_hex().to_string();
+                change.insert_credential(&ControllerCredential { controller: id, digest, since });
+                Ok(())
+            }
+            None => Err(codes::may_not_join()),
+        }
+    }
+
+    async fn register(&self, register: Register, proof: Option<&HostProof>) -> Result<Registered> {
         if let Some(block) = &register.address_block {
             block.validate().map_err(codes::coded_input)?;
         }
@@ -114,6 +167,7 @@ impl Service {
             let lease =
                 ControllerLease { controller: register.id, session, renewals, duration_ms: self.lease_ms() };
             let mut change = Change::new();
+            self.prove(register.id, proof, &mut change).await?;
             match &old {
                 Some(old) => {
                     if old.address_block != register.address_block {
@@ -186,6 +240,13 @@ impl Service {
         } else {
             Err(codes::superseded(&id.to_string()))
         }
+    }
+
+    /// Whether a session is the controller's present one, for parts that serve it outside the calls below.
+    ///
+    /// Errors: as [`Service::host_assignments`].
+    pub async fn confirm_session(&self, session: &HostSession) -> Result<()> {
+        self.check_session(session).await.map(drop)
     }
 
     /// Renews a controller's lease. Errors: `LeaseLost`, `NotFound` as [`Service::host_assignments`]; `Unavailable`.

@@ -32,6 +32,8 @@ pub const TITLES: &[(&str, &str)] = &[
     ("ADDRESS_BLOCK_IN_USE", "VMs hold addresses of the controller's block"),
     ("CONTROLLER_SUPERSEDED", "A newer registration of the controller exists"),
     ("CONTROLLER_NAME_TAKEN", "Another controller has this name"),
+    ("BLOB_NOT_FOUND", "No such blob"),
+    ("JOIN_TOKEN_NOT_FOUND", "No such join token"),
     ("HOST_UNREACHABLE", "The VM's host cannot be reached right now"),
     ("GENERATION_MISMATCH", "The record has changed"),
     ("IDEMPOTENCY_KEY_REUSED", "The idempotency key was used with another body"),

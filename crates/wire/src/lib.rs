@@ -14,6 +14,7 @@ mod event;
 mod guest;
 pub mod host;
 mod image;
+mod join;
 mod names;
 mod network;
 mod problem;
@@ -31,6 +32,7 @@ pub use guest::{
     ProcessInfo, ProcessList, SignalProcess, TerminalSize,
 };
 pub use image::{Image, ImageDefaults, ImageList, ImportUpdate};
+pub use join::{CreateJoinToken, JoinToken, JoinTokenList, NewJoinToken};
 pub use names::{
     DesiredState, DiskKind, ExitCause, ImageKind, IncarnationState, OnHostLoss, ReasonCode, RestartRule,
     SnapshotState, VmState,

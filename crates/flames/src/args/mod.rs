@@ -12,7 +12,7 @@ use clap_complete::Shell;
 
 pub(crate) use parse::{Forward, Place};
 pub(crate) use snapshot::{RestoreArgs, SnapshotAction};
-pub(crate) use up::{ConfigAction, DbAction, UpArgs};
+pub(crate) use up::{CheckArgs, ConfigAction, ControllerRunArgs, DbAction, Role, ServerArgs, UpArgs};
 pub(crate) use vm::{
     AttachArgs, CopyArgs, EgressArg, ExecArgs, LifecycleArgs, LogsArgs, NetworkArgs, PortForwardArgs, PsArgs,
     RemoveArgs, RestartWhen, RunArgs,
@@ -86,6 +86,9 @@ pub(crate) enum Command {
     /// Serve the API and run VMs on this machine, in the foreground.
     #[command(after_help = up::EXAMPLES)]
     Up(Box<UpArgs>),
+    /// Serve the API for hosts on other machines, in the foreground. Runs no VMs itself.
+    #[command(after_help = up::SERVER_EXAMPLES)]
+    Server(Box<ServerArgs>),
     /// Create a VM, stream its workload's output, and end as the workload ends.
     Run(Box<RunArgs>),
     /// List VMs.
@@ -156,7 +159,7 @@ pub(crate) enum Command {
     /// Look after the hosts that run VMs.
     #[command(
         visible_alias = "controller",
-        after_help = "Examples:\n  flames controllers\n  flames controllers cordon local\n  flames controllers remove old --confirmed-dead\n  flames controller doctor"
+        after_help = "Examples:\n  flames controllers\n  flames controllers cordon local\n  flames controllers remove old --confirmed-dead\n  flames controller doctor\n  flames controller run --server https://flames.example.org:7071 --join-token-file join-token"
     )]
     Controllers {
         #[command(subcommand)]
@@ -218,6 +221,14 @@ pub(crate) enum ControllerAction {
         after_help = "Examples:\n  sudo flames controller doctor\n  sudo flames controller doctor --json | jq '.checks[] | select(.outcome != \"ok\")'\n\nEnds with 1 when a check is fatal. docs/guides/production-host.md explains each."
     )]
     Doctor,
+    /// Make, list and remove the tokens with which hosts join.
+    Token {
+        #[command(subcommand)]
+        action: TokenAction,
+    },
+    /// Run VMs on this machine for servers on other machines, in the foreground.
+    #[command(after_help = up::RUN_EXAMPLES)]
+    Run(Box<ControllerRunArgs>),
     /// Forget a controller.
     Remove {
         /// The controller, by name or id.
@@ -225,6 +236,28 @@ pub(crate) enum ControllerAction {
         /// Its host is dead for certain: what ran there is ended.
         #[arg(long)]
         confirmed_dead: bool,
+    },
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum TokenAction {
+    /// Make a token, and write it to standard output: it is told this once.
+    #[command(
+        after_help = "Examples:\n  flames controllers token create > join-token\n  flames controllers token create --ttl 10m"
+    )]
+    Create {
+        /// How long it holds: 90s, 10m, 2h, 7d.
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse::duration)]
+        ttl: std::time::Duration,
+    },
+    /// List the tokens that hold.
+    #[command(after_help = "Example:\n  flames controllers token ls")]
+    Ls,
+    /// Remove a token: nobody joins with it any more. Hosts that joined stay.
+    #[command(after_help = "Example:\n  flames controllers token rm 0f4c2f3a9d1e")]
+    Rm {
+        /// What it is called by.
+        token: String,
     },
 }
 

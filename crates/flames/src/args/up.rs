@@ -1,6 +1,6 @@
 //! The arguments of `flames up`, and of the commands about its configuration.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::config::SettingFlags;
 
@@ -22,6 +22,8 @@ const CHECK_EXAMPLES: &str = "\
 Examples:
   flames config check
   flames config check --config ./flames.toml
+  flames config check --for server --config /etc/flames/flames.toml
+  flames config check --for controller --server https://flames-1.example.org:7071 --server-ca ca.pem
   FLAMES_STATE_PASSWORD=… flames config check --state-backend postgres --state-url postgres://flames@db/flames
   flames --json config check | jq '.problems[]'
 
@@ -43,12 +45,68 @@ pub(crate) struct UpArgs {
     pub(crate) settings: SettingFlags,
 }
 
+pub(crate) const SERVER_EXAMPLES: &str = "\
+Examples:
+  flames server                                  (SQLite and files in the data folder: the only server)
+  flames server --config /etc/flames/flames.toml
+  flames server --host-listen 0.0.0.0:7071 --host-certificate host.pem --host-key host.key
+  flames controllers token create > join-token   (for the hosts that are to join)
+
+Reads the same flames.toml as `flames up`. It runs no VMs: hosts join with `flames controller run`. Several servers work side by side
+over one Postgres or etcd and one bucket; docs/guides/fleet.md tells how.
+
+Ctrl-C drains: no new requests, and what is under way is finished. Hosts and their VMs go on, and find the server when it is back.";
+
+pub(crate) const RUN_EXAMPLES: &str = "\
+Examples:
+  flames controller run --server https://flames-1.example.org:7071 --server-ca ca.pem --join-token-file join-token
+  flames controller run --server https://flames-1:7071,https://flames-2:7071 --driver firecracker --kernel vmlinux
+  flames controller run --server http://127.0.0.1:7071 --join-token-file join-token --driver simulated --data /tmp/host-1
+
+The token is needed once; from then on the host proves itself by a secret in its data folder. VMs run on when servers are away, and
+when this process ends (or are stopped: --on-exit); the next `flames controller run` takes them up.";
+
+/// What `flames server` takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServerArgs {
+    #[command(flatten)]
+    pub(crate) settings: SettingFlags,
+}
+
+/// What `flames controller run` takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ControllerRunArgs {
+    #[command(flatten)]
+    pub(crate) settings: SettingFlags,
+}
+
+/// What `flames config check` takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CheckArgs {
+    /// Which command is to read the configuration.
+    #[arg(long = "for", value_enum, default_value_t = Role::Up, value_name = "COMMAND")]
+    pub(crate) role: Role,
+    #[command(flatten)]
+    pub(crate) up: UpArgs,
+}
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Role {
+    /// `flames up`.
+    Up,
+    /// `flames server`.
+    Server,
+    /// `flames controller run`.
+    Controller,
+}
+
 /// What is done with the configuration.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum ConfigAction {
     /// Validate the configuration, connect to everything, and say what is wrong. Changes nothing.
     #[command(after_help = CHECK_EXAMPLES)]
-    Check(UpArgs),
+    Check(CheckArgs),
     /// Write an example of flames.toml with every setting.
     #[command(after_help = "Example:\n  flames config example > flames.toml")]
     Example,

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use flames_clock::{Clock, SystemClock};
 use serde_json::json;
 
-use crate::args::{ConfigAction, DbAction, Global, UpArgs};
-use crate::config::{self, Problem, Settings, UpConfig};
+use crate::args::{CheckArgs, ConfigAction, DbAction, Global, Role, UpArgs};
+use crate::config::{self, HostListenConfig, Problem, Settings, UpConfig};
+use crate::daemon;
 use crate::exit::{Outcome, USAGE};
 use crate::output::{self, Output};
 use crate::providers::{self, Plans, Verdict};
@@ -37,20 +38,33 @@ fn show(global: &Global, output: Output, arguments: &UpArgs) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn check(global: &Global, output: Output, arguments: &UpArgs) -> Outcome {
+async fn check(global: &Global, output: Output, arguments: &CheckArgs) -> Outcome {
+    let CheckArgs { role, up: arguments } = arguments;
     let settings = match Settings::resolve(global, &arguments.settings, arguments.ephemeral) {
         Ok(settings) => settings,
         Err(problems) => return tell(output, Vec::new(), &problems),
     };
     let mut problems: Vec<Problem> = UpConfig::of(&settings).err().into_iter().collect();
-    let plans = match Plans::of(&settings) {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    if *role == Role::Controller {
+        let checked = Box::pin(daemon::check_servers(&settings, &clock)).await;
+        problems.extend(checked.iter().filter_map(|checked| checked.problem.clone()));
+        return tell(output, checked, &problems);
+    }
+    let plans = match role {
+        Role::Server => {
+            problems.extend(HostListenConfig::of(&settings).err());
+            Plans::of_server(&settings)
+        }
+        Role::Up | Role::Controller => Plans::of(&settings),
+    };
+    let plans = match plans {
         Ok(plans) => plans,
         Err(more) => {
             problems.extend(more);
             return tell(output, Vec::new(), &problems);
         }
     };
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let checked = Box::pin(providers::check(&settings, &plans, &clock)).await;
     problems.extend(checked.iter().filter_map(|checked| checked.problem.clone()));
     tell(output, checked, &problems)

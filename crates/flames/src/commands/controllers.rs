@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use flames_client::Client;
-use flames_wire::{Controller, PageQuery};
+use flames_wire::{Controller, CreateJoinToken, JoinToken, PageQuery};
 use serde_json::json;
 
 use super::{Context, now};
-use crate::args::{ControllerAction, Global};
+use crate::args::{ControllerAction, Global, TokenAction};
 use crate::connect::{once, surely};
 use crate::exit::{Failure, NOT_FOUND, Outcome};
 use crate::output::{self, Output, age};
@@ -24,6 +24,9 @@ pub(super) async fn controllers(
         ControllerAction::Cordon { controller } => cordon(&context()?, &controller, true).await?,
         ControllerAction::Uncordon { controller } => cordon(&context()?, &controller, false).await?,
         ControllerAction::Doctor => return host_doctor(global, output).await,
+        ControllerAction::Token { action } => token(&context()?, action).await?,
+        // Carried out before it comes here: it has a runtime of its own.
+        ControllerAction::Run(_) => {}
         ControllerAction::Remove { controller, confirmed_dead } => {
             let context = context()?;
             let client = &context.api.client;
@@ -47,6 +50,37 @@ async fn host_doctor(global: &Global, output: Output) -> Outcome {
 #[cfg(not(feature = "firecracker"))]
 async fn host_doctor(_: &Global, _: Output) -> Outcome {
     Err(Failure::usage("This build of Flames has no driver `firecracker`: it was made without that feature."))
+}
+
+async fn token(context: &Context, action: TokenAction) -> Result<(), Failure> {
+    let client = &context.api.client;
+    match action {
+        TokenAction::Create { ttl } => {
+            let wanted = CreateJoinToken { ttl_seconds: Some(ttl.as_secs()) };
+            let made = client.create_join_token(&wanted).await?;
+            if context.output.json {
+                return context.output.json(&made);
+            }
+            context.output.say(format!("It holds until {}.", made.expires_at));
+            output::line(made.token)
+        }
+        TokenAction::Ls => {
+            let tokens = client.list_join_tokens().await?;
+            if context.output.json {
+                return context.output.json(&tokens.items);
+            }
+            let row =
+                |token: JoinToken| vec![token.id, age(now(), token.created_at), token.expires_at.to_string()];
+            context.output.table(&["id", "made", "holds until"], tokens.items.into_iter().map(row).collect())
+        }
+        TokenAction::Rm { token } => {
+            client.remove_join_token(&token).await?;
+            match context.output.json {
+                true => context.output.json(&json!({ "removed": token })),
+                false => output::line(token),
+            }
+        }
+    }
 }
 
 async fn all(client: &Client) -> Result<Vec<Controller>, Failure> {

@@ -77,7 +77,9 @@ pub(crate) async fn carry_out(arguments: Arguments, output: Output) -> Outcome {
         Command::Db { action } => config::db(&global, output, &action).await,
         Command::Doctor(arguments) => doctor::doctor(&global, output, &arguments).await,
         Command::Version => show::version(&global, output).await,
-        Command::Up(_) | Command::Completions { .. } | Command::ConvertImage => Ok(ExitCode::SUCCESS),
+        Command::Up(_) | Command::Server(_) | Command::Completions { .. } | Command::ConvertImage => {
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

@@ -30,6 +30,7 @@ fn with_flags() -> impl Iterator<Item = (&'static Key, &'static Names)> {
 
 fn argument(key: &'static Key, names: &'static Names) -> Arg {
     let (value, hint) = match key.kind {
+        Kind::Text if key.name.ends_with("listen") => ("ADDRESS", ValueHint::Other),
         Kind::Path | Kind::Secret if key.name.contains("modules") => ("DIR", ValueHint::DirPath),
         Kind::Path | Kind::Secret => ("FILE", ValueHint::FilePath),
         Kind::Choice(_) => ("BACKEND", ValueHint::Other),

@@ -7,6 +7,7 @@
 mod example;
 mod file;
 mod flags;
+mod fleet;
 mod host;
 mod keys;
 mod layers;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub(crate) use example::example;
 pub(crate) use flags::SettingFlags;
+pub(crate) use fleet::{HostListenConfig, ServerUrl, ServersConfig, host_name};
 #[cfg(feature = "qemu")]
 pub(crate) use host::Accel;
 pub(crate) use host::{Block, Driver, LogFormat, OnExit, UpConfig};

@@ -8,6 +8,7 @@ mod cache;
 mod check;
 mod ingress;
 mod queue;
+mod shared;
 mod state;
 mod views;
 
@@ -20,6 +21,7 @@ use flames_clock::Clock;
 pub(crate) use check::{Checked, Verdict, check};
 pub(crate) use ingress::{Ingress, IngressPlan, Wake};
 pub(crate) use queue::Queue;
+pub(crate) use shared::lock_alone;
 pub(crate) use state::State;
 pub(crate) use views::make_views;
 
@@ -47,6 +49,13 @@ pub(crate) struct Providers {
 }
 
 impl Plans {
+    /// What the settings ask for, for a server beside which there may be others, and whose hosts outlive it.
+    pub(crate) fn of_server(settings: &Settings) -> Result<Self, Vec<Problem>> {
+        let plans = Self::of(settings)?;
+        let problems = shared::problems(settings);
+        if problems.is_empty() { Ok(plans) } else { Err(problems) }
+    }
+
     /// What the settings ask for, or all that is wrong with them. Nothing is touched.
     pub(crate) fn of(settings: &Settings) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();

@@ -11,13 +11,15 @@ mod boot;
 mod dial;
 #[cfg(feature = "firecracker")]
 pub(crate) mod firecracker;
+pub(crate) mod host;
 mod importer;
 mod machines;
 mod network;
 mod parts;
+pub(crate) mod plane;
 #[cfg(feature = "qemu")]
 mod probe;
-mod serve;
+pub(crate) mod serve;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -34,7 +36,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::args::{Global, UpArgs};
 use crate::config::{self, LogFormat, OnExit, Settings, UpConfig};
 use crate::connect;
-use crate::data::{self, ApiFile, DataFolder, LockedFolder};
+use crate::data::{ApiFile, DataFolder, LockedFolder, Works};
 use crate::exit::{Failure, Outcome};
 use crate::output::{self, Output};
 use crate::providers::Plans;
@@ -55,7 +57,7 @@ pub(crate) async fn run(global: &Global, output: Output, arguments: UpArgs) -> O
         None => connect::data_folder(global)?,
     };
     let is_new = !folder.path().exists();
-    let folder = folder.lock()?;
+    let folder = folder.lock(Works::Everything)?;
     let token = folder.ensure_token()?;
     // From here on a signal is heard, also while the parts are still being put together.
     let mut ends = Ends::listen()?;
@@ -73,7 +75,7 @@ pub(crate) async fn run(global: &Global, output: Output, arguments: UpArgs) -> O
         },
         () = ends.next() => return Ok(ExitCode::SUCCESS),
     };
-    let served = serve::Served::start(&started.api, &folder, &token, arguments.listen).await;
+    let served = serve::Served::start(&started.plane.api, &folder, &token, arguments.listen, None).await;
     let mut served = match served {
         Ok(served) => served,
         Err(failure) => {
@@ -81,18 +83,12 @@ pub(crate) async fn run(global: &Global, output: Output, arguments: UpArgs) -> O
             return Err(failure);
         }
     };
-    let api = ApiFile {
-        schema: 1,
-        address: served.address,
-        socket: "api.sock".to_owned(),
-        pid: std::process::id(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
+    let api = ApiFile::of_this_process(served.address);
     folder.announce(&api)?;
     tell(output, &folder, &api, &started)?;
     let outcome = tokio::select! {
         () = ends.next() => Ok(ExitCode::SUCCESS),
-        why = started.given_up() => Err(Failure::failed(why)),
+        why = started.host.controller.given_up() => Err(Failure::failed(why)),
         why = served.broke() => Err(Failure::failed(why)),
     };
     let stops = arguments.ephemeral || arguments.on_exit == OnExit::Stop;
@@ -106,7 +102,7 @@ pub(crate) async fn run(global: &Global, output: Output, arguments: UpArgs) -> O
     };
     let drained = async {
         folder.withdraw();
-        served.shutdown(&started.api).await;
+        served.shutdown(&started.plane.api).await;
         started.shutdown(mode).await;
     };
     tokio::select! {
@@ -122,7 +118,7 @@ pub(crate) async fn run(global: &Global, output: Output, arguments: UpArgs) -> O
     outcome
 }
 
-fn log_to_stderr(arguments: &UpConfig) -> Result<(), Failure> {
+pub(crate) fn log_to_stderr(arguments: &UpConfig) -> Result<(), Failure> {
     let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log).map_err(|error| {
         Failure::usage(format!("setting `log`: `{}` is no filter: {error}", arguments.log))
     })?;
@@ -147,27 +143,23 @@ fn tell(output: Output, folder: &LockedFolder, api: &ApiFile, started: &parts::P
             "token_file": data.token_path(),
             "data": data.path(),
             "pid": api.pid,
-            "driver": started.driver,
-            "providers": started.providers(),
-            "ingress": started.ingress_address(),
+            "driver": started.host.driver,
+            "providers": started.plane.names(),
+            "ingress": started.plane.ingress_address(),
         }));
     }
     let mut lines = vec![
         format!("Flames {} is up.", api.version),
         format!("  API      {url}   token in {}", data.token_path().display()),
         format!("  socket   {}", data.socket_path().display()),
-        format!("  driver   {}", started.driver),
-        format!("  stores   {}", stores(started)),
+        format!("  driver   {}", started.host.driver),
+        format!("  stores   {}", started.plane.stores()),
     ];
-    if let Some(kernel) = &started.kernel {
+    if let Some(kernel) = &started.host.kernel {
         lines.push(format!("  kernel   {kernel}"));
     }
     lines.push("In another terminal:".to_owned());
-    if data::default_path()
-        .is_none_or(|default| std::fs::canonicalize(default).ok().as_deref() != Some(data.path()))
-    {
-        lines.push(format!("  export FLAMES_DATA={}", data.path().display()));
-    }
+    lines.extend(data.named_for_a_shell());
     lines.push("  flames image import debian debian.tar".to_owned());
     lines.push("  flames run debian -- uname -a".to_owned());
     lines.push("Ctrl-C ends it.".to_owned());
@@ -177,26 +169,15 @@ fn tell(output: Output, folder: &LockedFolder, api: &ApiFile, started: &parts::P
     lines.iter().try_for_each(output::line)
 }
 
-/// Which providers are at work, in one line.
-fn stores(started: &parts::Parts) -> String {
-    let providers = started.providers();
-    let words = providers.iter().map(|(provider, backend)| format!("{provider} {backend}"));
-    let words = words.collect::<Vec<_>>().join(", ");
-    match started.ingress_address() {
-        Some(address) => format!("{words} on {address}"),
-        None => words,
-    }
-}
-
 /// The signals that end it.
-struct Ends {
+pub(crate) struct Ends {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
 }
 
 impl Ends {
-    fn listen() -> Result<Self, Failure> {
+    pub(crate) fn listen() -> Result<Self, Failure> {
         let on = |kind| signal(kind).map_err(|error| Failure::io("Signals cannot be received", &error));
         Ok(Self {
             interrupt: on(SignalKind::interrupt())?,
@@ -206,7 +187,7 @@ impl Ends {
     }
 
     /// Returns at the next one. Cancel-safe.
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

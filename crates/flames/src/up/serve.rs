@@ -10,32 +10,26 @@ use tokio::net::TcpListener;
 use crate::data::{self, LockedFolder};
 use crate::exit::{CONFLICT, Failure};
 
+/// Accepts on a listener until it is told to stop.
+pub(crate) type Serving = Pin<Box<dyn Future<Output = ()>>>;
+
 /// The listeners. They accept while [`Served::broke`] or [`Served::shutdown`] is polled; connections have tasks of their own.
-pub(super) struct Served {
+pub(crate) struct Served {
     /// Where the HTTP API is.
-    pub(super) address: SocketAddr,
-    serving: Pin<Box<dyn Future<Output = ()>>>,
+    pub(crate) address: SocketAddr,
+    serving: Serving,
 }
 
 impl Served {
-    /// Serves the API at `listen` and on the data folder's socket.
-    pub(super) async fn start(
+    /// Serves the API at `listen` and on the data folder's socket, and what `beside` serves.
+    pub(crate) async fn start(
         api: &HttpApi,
         folder: &LockedFolder,
         token: &str,
         listen: SocketAddr,
+        beside: Option<Serving>,
     ) -> Result<Self, Failure> {
-        let cannot = |error: std::io::Error| {
-            let failure = match error.kind() {
-                std::io::ErrorKind::AddrInUse => {
-                    Failure::new(CONFLICT, format!("{listen} is taken by another program."))
-                }
-                _ => Failure::io(format!("{listen} cannot be listened on"), &error),
-            };
-            failure.advise("Choose another with --listen; port 0 is any free one.")
-        };
-        let listener = TcpListener::bind(listen).await.map_err(cannot)?;
-        let address = listener.local_addr().map_err(cannot)?;
+        let (listener, address) = bind(listen, "--listen").await?;
         // The folder of a long path stays open until the socket is bound.
         let (path, _held) = data::socket_address(&folder.folder().socket_path())
             .map_err(|error| Failure::io("The API's socket cannot be made", &error))?;
@@ -47,20 +41,41 @@ impl Served {
             tokio::join!(
                 serve_tcp(listener, tcp, ServeConfig::default(), stop.clone()),
                 serve_unix(socket, unix, ServeConfig::default(), stop.clone()),
+                async {
+                    if let Some(beside) = beside {
+                        beside.await;
+                    }
+                },
             );
         };
         Ok(Self { address, serving: Box::pin(serving) })
     }
 
     /// Serves. Returns only when the listeners broke down, with a sentence. Not to be polled again then.
-    pub(super) async fn broke(&mut self) -> String {
+    pub(crate) async fn broke(&mut self) -> String {
         self.serving.as_mut().await;
         "The listeners of the API broke down.".to_owned()
     }
 
     /// Takes no more requests, ends streams, and returns once what was under way is finished.
-    pub(super) async fn shutdown(self, api: &HttpApi) {
+    pub(crate) async fn shutdown(self, api: &HttpApi) {
         api.stop_token().cancel();
         self.serving.await;
     }
+}
+
+/// Listens at an address, which `flag` chose.
+pub(crate) async fn bind(listen: SocketAddr, flag: &str) -> Result<(TcpListener, SocketAddr), Failure> {
+    let cannot = |error: std::io::Error| {
+        let failure = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                Failure::new(CONFLICT, format!("{listen} is taken by another program."))
+            }
+            _ => Failure::io(format!("{listen} cannot be listened on"), &error),
+        };
+        failure.advise(format!("Choose another with {flag}; port 0 is any free one."))
+    };
+    let listener = TcpListener::bind(listen).await.map_err(cannot)?;
+    let address = listener.local_addr().map_err(cannot)?;
+    Ok((listener, address))
 }

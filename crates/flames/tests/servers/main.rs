@@ -7,6 +7,8 @@ mod bucket;
 mod database;
 mod disks;
 #[cfg(feature = "postgres")]
+mod fleet;
+#[cfg(feature = "postgres")]
 mod postgres;
 #[path = "../support/mod.rs"]
 mod support;
@@ -19,6 +21,8 @@ use flames_test_servers::{Unavailable, shared};
 
 use bucket::make_bucket;
 use disks::*;
+#[cfg(feature = "postgres")]
+use fleet::*;
 #[cfg(feature = "postgres")]
 use postgres::*;
 use support::{Ended, Installation, finish};
@@ -43,6 +47,8 @@ enum Needs {
     Etcd,
     S3,
     Caddy,
+    /// What several servers share.
+    PostgresAndS3,
 }
 
 impl Needs {
@@ -60,6 +66,7 @@ impl Needs {
                 return (!is_root).then(|| ("root", "only root mounts file systems".to_owned()));
             }
             Self::Postgres => ("postgres", cfg!(feature = "postgres"), shared::postgres().map(drop)),
+            Self::PostgresAndS3 => return Self::Postgres.missing().or_else(|| Self::S3.missing()),
             Self::Redis => ("redis", cfg!(feature = "redis"), flames_test_servers::Redis::find().map(drop)),
             Self::Nats => ("nats", cfg!(feature = "nats"), shared::nats().map(drop)),
             Self::Etcd => ("etcd", cfg!(feature = "etcd"), shared::etcd().map(drop)),
@@ -113,6 +120,7 @@ cases![
               a_wrong_password_or_database_of_postgres_is_told_and_not_echoed,
               a_postgres_schema_of_a_newer_version_is_refused_and_left_as_it_is,
               views_show_records_as_tables;
+    PostgresAndS3: a_vm_made_at_one_of_two_servers_is_reached_through_the_other;
     Redis: the_cache_is_in_redis_and_a_wrong_password_is_told;
     Nats: the_queue_is_on_nats_and_a_check_makes_no_stream;
     Etcd: the_state_is_in_etcd_and_a_check_makes_nothing;
@@ -207,6 +215,7 @@ mod without_postgres {
         a_wrong_password_or_database_of_postgres_is_told_and_not_echoed,
         a_postgres_schema_of_a_newer_version_is_refused_and_left_as_it_is,
         views_show_records_as_tables,
+        a_vm_made_at_one_of_two_servers_is_reached_through_the_other,
     ];
 }
 

@@ -18,7 +18,7 @@ pub(crate) fn import_busybox(installation: &Installation) {
     installation.run(&["image", "import", "busybox", root.to_str().unwrap()]).ok();
 }
 
-fn make_busybox(root: &Path) {
+pub(crate) fn make_busybox(root: &Path) {
     for folder in ["bin", "etc", "tmp", "proc", "sys", "dev"] {
         fs::create_dir_all(root.join(folder)).unwrap();
     }

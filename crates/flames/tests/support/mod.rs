@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod busybox;
+pub(crate) mod fleet;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -226,20 +227,25 @@ impl Installation {
 
     /// The live processes that have this installation's folder on their command line, `flames up` apart.
     pub(crate) fn machines(&self) -> Vec<u32> {
-        let data = self.data().display().to_string();
         let own = self.up.as_ref().map(Child::id);
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
-            let line = String::from_utf8_lossy(&line).into_owned();
-            if line.contains(&data) && line.contains("qemu-system") && Some(pid) != own {
-                found.push(pid);
-            }
-        }
-        found.sort_unstable();
-        found
+        machines_below(&self.data()).into_iter().filter(|pid| Some(*pid) != own).collect()
     }
+}
+
+/// The live QEMU processes that have this folder on their command line.
+pub(crate) fn machines_below(folder: &Path) -> Vec<u32> {
+    let folder = folder.display().to_string();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
+        let line = String::from_utf8_lossy(&line).into_owned();
+        if line.contains(&folder) && line.contains("qemu-system") {
+            found.push(pid);
+        }
+    }
+    found.sort_unstable();
+    found
 }
 
 impl Drop for Installation {

@@ -1,32 +1,36 @@
-//! What comes in: sessions, JSON, the join token.
+//! What comes in: sessions, JSON, what a registration proves itself with.
 
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use bytes::Bytes;
 use flames_error::{Error, ErrorKind};
-use flames_service::{HostSession, codes};
-use flames_wire::host::{CONTROLLER_HEADER, SESSION_HEADER};
+use flames_service::{HostProof, HostSession, codes};
+use flames_wire::host::{CONTROLLER_HEADER, SECRET_HEADER, SESSION_HEADER};
 use http::HeaderMap;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::request::Parts;
 use serde::de::DeserializeOwned;
 
-use crate::Host;
 use crate::answer::Failure;
+use crate::routes::in_time;
+use crate::{Admission, Host};
 
 /// The session that a call names. Whether it is the present one is the service's to say.
 #[derive(Debug)]
 pub(crate) struct Session(pub(crate) HostSession);
 
-fn id<T: std::str::FromStr>(headers: &HeaderMap, name: &'static str) -> Result<T, Failure> {
+/// The session that headers name.
+pub(crate) fn session_of(headers: &HeaderMap) -> Result<HostSession, Error> {
+    Ok(HostSession { controller: id(headers, CONTROLLER_HEADER)?, session: id(headers, SESSION_HEADER)? })
+}
+
+fn id<T: std::str::FromStr>(headers: &HeaderMap, name: &'static str) -> Result<T, Error> {
     let text = headers.get(name).and_then(|value| value.to_str().ok());
     text.and_then(|text| text.parse().ok()).ok_or_else(|| {
         let error = Error::new(ErrorKind::PermissionDenied, "host.session", "no session is named");
-        Failure(
-            error
-                .with_code(codes::UNAUTHENTICATED)
-                .with_field(name)
-                .with_user_message("Register first, and name the controller and the session in each call."),
-        )
+        error
+            .with_code(codes::UNAUTHENTICATED)
+            .with_field(name)
+            .with_user_message("Register first, and name the controller and the session in each call.")
     })
 }
 
@@ -34,10 +38,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Session {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Failure> {
-        Ok(Self(HostSession {
-            controller: id(&parts.headers, CONTROLLER_HEADER)?,
-            session: id(&parts.headers, SESSION_HEADER)?,
-        }))
+        session_of(&parts.headers).map(Self).map_err(Failure)
     }
 }
 
@@ -86,19 +87,22 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> 
     }
 }
 
-/// Whether a registration may be made.
-pub(crate) fn may_join(host: &Host, headers: &HeaderMap) -> Result<(), Failure> {
-    let Some(expected) = &host.config.join_token else { return Ok(()) };
-    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|text| text.strip_prefix("Bearer ")).unwrap_or_default();
+/// What a controller that registers proves itself with; none: it is in this process.
+pub(crate) async fn proof(host: &Host, headers: &HeaderMap) -> Result<Option<HostProof>, Failure> {
+    let Admission::Network { join_token } = &host.config.admission else { return Ok(None) };
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let Some(secret) = text(HeaderName::from_static(SECRET_HEADER)) else {
+        let error = Error::new(ErrorKind::PermissionDenied, "host.register", "no secret came");
+        return Err(Failure(
+            error
+                .with_code(codes::UNAUTHENTICATED)
+                .with_user_message("A controller proves itself by its secret."),
+        ));
+    };
+    let given = text(AUTHORIZATION).and_then(|text| text.strip_prefix("Bearer ")).unwrap_or_default();
     // Digests are compared, in constant time (`blake3::Hash`), so that timing tells nothing of the token.
-    if blake3::hash(given.as_bytes()) == blake3::hash(expected.as_bytes()) {
-        return Ok(());
-    }
-    let error = Error::new(ErrorKind::PermissionDenied, "host.register", "no join token, or a wrong one");
-    Err(Failure(
-        error
-            .with_code(codes::UNAUTHENTICATED)
-            .with_user_message("A controller joins with the token of this installation."),
-    ))
+    let is_own =
+        join_token.as_ref().is_some_and(|own| blake3::hash(given.as_bytes()) == blake3::hash(own.as_bytes()));
+    let may_join = is_own || in_time(host, host.service.join_token_holds(given)).await?;
+    Ok(Some(HostProof { secret: secret.to_owned(), may_join }))
 }

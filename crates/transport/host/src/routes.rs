@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use crate::Host;
 use crate::answer::Failure;
-use crate::input::{Json, Parameters, Session, may_join};
+use crate::input::{Json, Parameters, Session, proof};
 
 /// The longest text of a driver's description.
 const MAX_TEXT: usize = 256;
@@ -31,7 +31,7 @@ fn milliseconds(duration: Duration) -> u64 {
 }
 
 /// Runs a call for at most the configured time.
-async fn in_time<T>(
+pub(crate) async fn in_time<T>(
     host: &Host,
     call: impl Future<Output = Result<T>> + Send,
 ) -> std::result::Result<T, Failure> {
@@ -48,7 +48,7 @@ pub(crate) async fn register(
     headers: HeaderMap,
     Json(request): Json<RegisterRequest>,
 ) -> Answer<Registered> {
-    may_join(&host, &headers)?;
+    let proof = proof(&host, &headers).await?;
     let cpu = &request.driver.cpu;
     let long = [&request.driver.name, &request.driver.acceleration, &cpu.vendor, &cpu.model, &cpu.features]
         .into_iter()
@@ -71,7 +71,10 @@ pub(crate) async fn register(
         driver: request.driver,
         address_block: request.address_block,
     };
-    let registered = in_time(&host, host.service.register_controller(register)).await?;
+    let registered = match &proof {
+        Some(proof) => in_time(&host, host.service.admit_controller(register, proof)).await?,
+        None => in_time(&host, host.service.register_controller(register)).await?,
+    };
     Ok(JsonAnswer(Registered {
         session: HostSession {
             controller: registered.session.controller,
@@ -123,7 +126,14 @@ pub(crate) async fn changes(
         .parse()
         .map_err(|error: Error| error.with_field("after").with_code(codes::INVALID_FIELD))?;
     // The service cuts the wait to its longest one; its reads have deadlines of their own.
-    let changes = host.service.host_changes(&session, after, Duration::from_millis(query.wait_ms)).await?;
+    let waiting = host.service.host_changes(&session, after, Duration::from_millis(query.wait_ms));
+    let changes = tokio::select! {
+        biased;
+        changes = waiting => changes?,
+        () = host.config.stop.cancelled() => {
+            return Ok(JsonAnswer(Changes { changed: Vec::new(), next: after.to_string() }));
+        }
+    };
     let assigned = |assigned: flames_service::Assigned| Assigned {
         incarnation: assigned.incarnation,
         assignment: assigned.assignment,

@@ -6,24 +6,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use flames_blob::{BlobKey, BlobStoreExt, PutOptions};
 use flames_blob_memory::MemoryBlobStore;
 use flames_client::wire::host::{
     Assignment, ControllerId, DriverInfo, HostSession, IncarnationId, Labels, RegisterRequest, Report,
     ReportBatch, ReportOutcome, Resources, SessionToken, VmName,
 };
-use flames_client::{Client, ClientConfig, HostApi, HostClient};
+use flames_client::{Client, ClientConfig, HostApi, HostClient, HostCredentials};
 use flames_clock::{Clock, SystemClock, SystemRandom, UuidSource};
 use flames_error::{Error, ErrorKind};
 use flames_model::{
     FencingToken, ImageDefaults, ImageKind, ImageManifest, ImageName, IncarnationState, ProjectName, Reason,
-    ReasonCode, SecretString, Source, VmId, Wanted,
+    ReasonCode, SecretString, SnapshotManifest, Source, VmId, Wanted,
 };
 use flames_records::{Change, Records};
 use flames_service::{
-    ImageImporter, ImportProgress, Imported, NoLinks, Service, ServiceConfig, ServiceParts,
+    Caller, ImageImporter, ImportProgress, Imported, Mutation, NoLinks, Service, ServiceConfig, ServiceParts,
 };
 use flames_state_memory::MemoryStore;
-use flames_transport_host::{HostConfig, clean_report, router};
+use flames_transport_host::{Admission, HostConfig, clean_report, router};
+use http_body_util::{BodyExt, Full};
 use uuid::Uuid;
 
 #[derive(Debug)]
@@ -60,6 +63,22 @@ fn service() -> Service {
 fn host_of(service: &Service, config: HostConfig, token: Option<&str>) -> HostClient {
     let client = ClientConfig { token: token.map(str::to_owned), ..ClientConfig::default() };
     HostClient::new(Client::over(router(service.clone(), config), client))
+}
+
+fn network() -> HostConfig {
+    let admission = Admission::Network { join_token: Some("join".to_owned()) };
+    HostConfig { admission, ..HostConfig::default() }
+}
+
+/// A controller on another machine, whose secret is one digit 64 times.
+fn networked(service: &Service, secret: char, token: Option<&str>) -> HostClient {
+    let secret = secret.to_string().repeat(64);
+    let credentials = HostCredentials { secret, join_token: token.map(str::to_owned) };
+    host_of(service, network(), None).with_credentials(credentials)
+}
+
+fn caller() -> Caller {
+    Caller::system(ProjectName::new("default").unwrap(), "test")
 }
 
 fn host(service: &Service) -> HostClient {
@@ -241,13 +260,54 @@ async fn a_batch_of_reports_gets_one_outcome_for_each_and_one_too_many_is_refuse
 #[tokio::test]
 async fn registering_takes_the_join_token_where_there_is_one() {
     let service = service();
-    let config = HostConfig { join_token: Some("join".to_owned()), ..HostConfig::default() };
-    for (token, admitted) in [(None, false), (Some("wrong"), false), (Some("join"), true)] {
-        let host = host_of(&service, config.clone(), token);
+    let made = service.create_join_token(&caller(), Duration::from_secs(60)).await.unwrap();
+    for (token, admitted) in
+        [(None, false), (Some("wrong"), false), (Some(made.token.as_str()), true), (Some("join"), true)]
+    {
+        let host = networked(&service, '1', token);
         let registered = host.register(&request(1, "host-1")).await;
         assert_eq!(registered.is_ok(), admitted, "{token:?}");
     }
-    assert!(!format!("{config:?}").contains("\"join\""));
+    assert!(!format!("{:?}", network()).contains("\"join\""));
+    assert!(!format!("{made:?}").contains(&made.token));
+    // Without a secret nobody is let in, whatever token they show.
+    let error = host_of(&service, network(), Some("join")).register(&request(2, "host-2")).await.unwrap_err();
+    assert_eq!(error.code(), Some("UNAUTHENTICATED"));
+}
+
+#[tokio::test]
+async fn who_has_joined_proves_itself_by_its_secret_alone_and_nobody_else_can_be_it() {
+    let service = service();
+    networked(&service, '1', Some("join")).register(&request(1, "host-1")).await.unwrap();
+    networked(&service, '1', None).register(&request(1, "host-1")).await.unwrap();
+    let error = networked(&service, '2', Some("join")).register(&request(1, "host-1")).await.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::PermissionDenied, Some("UNAUTHENTICATED")));
+    let kept = service.records().credential(controller(1)).await.unwrap().unwrap();
+    assert!(!kept.digest.contains(&"1".repeat(64)), "only a digest is kept");
+    service.remove_controller(&caller(), controller(1), false, &Mutation::default()).await.unwrap();
+    let error = networked(&service, '1', None).register(&request(1, "host-1")).await.unwrap_err();
+    assert_eq!(error.code(), Some("UNAUTHENTICATED"), "a removed controller has to join anew");
+    networked(&service, '2', Some("join")).register(&request(1, "host-1")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_join_token_expires_and_is_removed() {
+    let service = service();
+    let made = service.create_join_token(&caller(), Duration::from_secs(1)).await.unwrap();
+    assert!(service.join_token_holds(&made.token).await.unwrap());
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert!(!service.join_token_holds(&made.token).await.unwrap());
+    assert_eq!(service.list_join_tokens().await.unwrap(), []);
+    let next = service.create_join_token(&caller(), Duration::from_secs(60)).await.unwrap();
+    assert_eq!(service.records().join_tokens().await.unwrap().len(), 1, "the expired one is gone");
+    service.remove_join_token(next.record.id()).await.unwrap();
+    assert!(!service.join_token_holds(&next.token).await.unwrap());
+    let error = service.remove_join_token(next.record.id()).await.unwrap_err();
+    assert_eq!(error.code(), Some("JOIN_TOKEN_NOT_FOUND"));
+    for holds in [Duration::ZERO, Duration::from_secs(400 * 24 * 3_600)] {
+        let error = service.create_join_token(&caller(), holds).await.unwrap_err();
+        assert_eq!(error.field(), Some("ttl_seconds"));
+    }
 }
 
 #[tokio::test]
@@ -273,4 +333,86 @@ fn a_report_from_a_hostile_guest_is_cut_and_cleaned() {
     let endpoint = flames_model::Endpoint { guest_port: 1, address: ([127, 0, 0, 1], 1).into() };
     hostile.endpoints = vec![endpoint; 33];
     assert_eq!(clean_report(hostile).unwrap_err().kind(), ErrorKind::InvalidInput);
+}
+
+/// Calls for a blob as a controller; answers status and content.
+async fn blob(
+    host: &HostClient,
+    session: &HostSession,
+    method: &str,
+    key: &str,
+    content: &[u8],
+) -> (u16, Vec<u8>) {
+    let body = Full::new(Bytes::copy_from_slice(content)).map_err(|never| match never {}).boxed_unsync();
+    let request =
+        http::Request::builder().method(method).uri(format!("/host/v1/blobs/{key}")).body(body).unwrap();
+    let response = host.forward(session, request).await.unwrap();
+    let status = response.status().as_u16();
+    (status, response.into_body().collect().await.unwrap().to_bytes().to_vec())
+}
+
+#[tokio::test]
+async fn a_controller_reads_the_blobs_of_its_own_assignments_alone() {
+    let service = service();
+    for key in ["image/x", "image/y"] {
+        let content = Bytes::copy_from_slice(key.as_bytes());
+        service.blobs().put_bytes(&BlobKey::new(key).unwrap(), content, PutOptions::default()).await.unwrap();
+    }
+    let host = host(&service);
+    let one = host.register(&request(1, "host-1")).await.unwrap().session;
+    let two = host.register(&request(2, "host-2")).await.unwrap().session;
+    assert_eq!(blob(&host, &one, "GET", "image/x", b"").await.0, 403);
+    assign(&service, &assignment(7, controller(1))).await;
+    assert_eq!(blob(&host, &one, "GET", "image/x", b"").await, (200, b"image/x".to_vec()));
+    assert_eq!(blob(&host, &one, "GET", "image/x?from=2&to=5", b"").await, (200, b"age".to_vec()));
+    assert_eq!(blob(&host, &one, "HEAD", "image/x", b"").await.0, 200);
+    for (session, method, key) in [
+        (&two, "GET", "image/x"),
+        (&two, "HEAD", "image/x"),
+        (&one, "GET", "image/y"),
+        (&one, "PUT", "image/x"),
+        (&one, "PUT", "image/z"),
+        (&one, "GET", "image/none"),
+    ] {
+        let (status, content) = blob(&host, session, method, key, b"mine").await;
+        assert_eq!(status, 403, "{method} {key}");
+        assert!(!content.starts_with(b"image/"), "{method} {key}");
+    }
+    let stranger = HostSession { session: SessionToken::from_uuid(Uuid::from_u128(9)), ..one };
+    assert_eq!(blob(&host, &stranger, "GET", "image/x", b"").await.0, 409);
+    for method in ["DELETE", "POST"] {
+        assert_eq!(blob(&host, &one, method, "image/x", b"").await.0, 405);
+    }
+    let kept = service.blobs().get_bytes(&BlobKey::new("image/x").unwrap(), 100).await.unwrap();
+    assert_eq!(kept, "image/x");
+}
+
+#[tokio::test]
+async fn pieces_are_stored_only_for_a_snapshot_that_is_ordered_and_are_what_their_name_says() {
+    let service = service();
+    let host = host(&service);
+    let session = host.register(&request(1, "host-1")).await.unwrap().session;
+    let digest = blake3::hash(b"memory").to_hex().to_string();
+    let piece = SnapshotManifest::chunk_blob(&digest);
+    let list = SnapshotManifest::blob(&digest);
+    let packed = zstd::bulk::compress(b"memory", 1).unwrap();
+    assign(&service, &assignment(7, controller(1))).await;
+    assert_eq!(blob(&host, &session, "PUT", &piece, &packed).await.0, 403);
+    let ordered = Assignment {
+        snapshot: Some(flames_model::SnapshotId::from_uuid(Uuid::from_u128(5))),
+        ..assignment(8, controller(1))
+    };
+    assign(&service, &ordered).await;
+    assert_eq!(blob(&host, &session, "HEAD", &piece, b"").await.0, 404);
+    let other = zstd::bulk::compress(b"poison", 1).unwrap();
+    for wrong in [&other[..], b"memory", &packed[..packed.len() - 1]] {
+        assert_eq!(blob(&host, &session, "PUT", &piece, wrong).await.0, 400);
+    }
+    assert_eq!(blob(&host, &session, "PUT", &list, b"poison").await.0, 400);
+    assert_eq!(blob(&host, &session, "HEAD", &piece, b"").await.0, 404, "nothing is kept of it");
+    assert_eq!(blob(&host, &session, "PUT", &piece, &packed).await.0, 201);
+    assert_eq!(blob(&host, &session, "PUT", &list, b"memory").await.0, 201);
+    assert_eq!(blob(&host, &session, "HEAD", &piece, b"").await.0, 200);
+    // What it stores it may still not read: only who loads the snapshot may.
+    assert_eq!(blob(&host, &session, "GET", &piece, b"").await.0, 403);
 }

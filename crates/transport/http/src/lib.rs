@@ -30,4 +30,4 @@ pub use api::{HttpApi, HttpConfig};
 pub use docs::error_page;
 pub use metrics::{HttpMetrics, SharedRegistry};
 pub use openapi::openapi;
-pub use serve::{ServeConfig, bind_unix, serve_tcp, serve_unix};
+pub use serve::{ServeConfig, bind_unix, serve_tcp, serve_tls, serve_unix};

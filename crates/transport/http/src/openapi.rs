@@ -13,7 +13,8 @@ use utoipa_axum::routes;
 
 use crate::api::Api;
 use crate::routes::{
-    controllers, events, files, images, output, processes, snapshots, streams, system, transfers, vms, wait,
+    controllers, events, files, images, join_tokens, output, processes, snapshots, streams, system,
+    transfers, vms, wait,
 };
 
 const ABOUT: &str = "Flames runs Firecracker microVMs. Every error is problem details (RFC 9457) with a stable `code`; its `type` \
@@ -79,6 +80,8 @@ pub(crate) fn quick_routes() -> OpenApiRouter<Api> {
         .routes(routes!(controllers::get_controller, controllers::remove_controller))
         .routes(routes!(controllers::cordon_controller))
         .routes(routes!(controllers::uncordon_controller))
+        .routes(routes!(join_tokens::create_join_token, join_tokens::list_join_tokens))
+        .routes(routes!(join_tokens::remove_join_token))
         .routes(routes!(system::get_version))
         .routes(routes!(system::get_health))
         .routes(routes!(system::get_readiness))
@@ -152,7 +155,8 @@ fn complete(path: &str, method: &HttpMethod, operation: &mut Operation) {
     let changes = *method != HttpMethod::Get;
     let in_guest = path.contains("/files") || path.contains("/processes");
     let mut parameters = placeholders(path);
-    if changes && !in_guest {
+    // A token is told once, and cannot be told again to a repetition.
+    if changes && !in_guest && !path.starts_with("/v1/join-tokens") {
         parameters.push(idempotency_key());
         if path.starts_with("/v1/vms/") {
             parameters.push(if_match());
@@ -251,6 +255,7 @@ fn placeholders(path: &str) -> Vec<Parameter> {
             "The snapshot's id, or its name.",
             text_schema("^(snap_[0-9a-f]{32}|[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)$", 63),
         ),
+        named("token", "What the join token is called by.", text_schema("^[0-9a-f]{12}$", 12)),
         named("id", "The controller's id.", text_schema(CONTROLLER_ID, 36)),
         named(
             "process",

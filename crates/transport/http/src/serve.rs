@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
@@ -57,6 +58,17 @@ pub async fn serve_tcp(listener: TcpListener, router: Router, config: ServeConfi
     serve(Listener::Tcp(listener), router, config, stop).await;
 }
 
+/// Serves a router over TLS until `stop`, and returns once every connection is gone. The acceptor shows the server's certificate.
+pub async fn serve_tls(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    router: Router,
+    config: ServeConfig,
+    stop: CancellationToken,
+) {
+    serve(Listener::Tls(listener, acceptor), router, config, stop).await;
+}
+
 /// Serves a router over a unix socket until `stop`, and returns once every connection is gone. Each request carries the [`Peer`] that the
 /// kernel names; use a router made with [`Access::Peer`](crate::Access::Peer).
 pub async fn serve_unix(
@@ -70,11 +82,14 @@ pub async fn serve_unix(
 
 enum Listener {
     Tcp(TcpListener),
+    Tls(TcpListener, TlsAcceptor),
     Unix(UnixListener),
 }
 
 enum Socket {
     Tcp(TcpStream),
+    /// Not shaken hands on yet.
+    Tls(TcpStream, TlsAcceptor),
     Unix(UnixStream, Peer),
 }
 
@@ -86,6 +101,11 @@ impl Listener {
                 // Answers are small and awaited: waiting to fill a packet only costs time.
                 stream.set_nodelay(true)?;
                 Ok(Socket::Tcp(stream))
+            }
+            Self::Tls(listener, acceptor) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Socket::Tls(stream, acceptor.clone()))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
@@ -116,6 +136,14 @@ async fn serve(listener: Listener, router: Router, config: ServeConfig, stop: Ca
                     let _place = place;
                     match socket {
                         Socket::Tcp(stream) => connection(stream, None, router, &config, stop).await,
+                        Socket::Tls(stream, acceptor) => {
+                            // As long as a client may take for its headers.
+                            match tokio::time::timeout(config.header_timeout, acceptor.accept(stream)).await {
+                                Ok(Ok(stream)) => connection(stream, None, router, &config, stop).await,
+                                Ok(Err(error)) => tracing::debug!(%error, "a client did not speak TLS"),
+                                Err(_) => {}
+                            }
+                        }
                         Socket::Unix(stream, peer) => {
                             connection(stream, Some(peer), router, &config, stop).await;
                         }
@@ -128,6 +156,8 @@ async fn serve(listener: Listener, router: Router, config: ServeConfig, stop: Ca
             }
         }
     }
+    // Who calls from now on is told at once that nobody listens, and may call another server.
+    drop(listener);
     while connections.join_next().await.is_some() {}
 }
 

@@ -1,6 +1,6 @@
 //! The settings of this process and its host.
 
-use super::Kind::{Amount, Choice, Count, List, Loopback, Name, Pairs, Path, Switch, Text};
+use super::Kind::{Amount, Choice, Count, List, Loopback, Name, Pairs, Path, Secret, Switch, Text, Urls};
 use super::Section::Host;
 use super::{Key, key, set};
 
@@ -21,6 +21,59 @@ pub(super) const KEYS: &[Key] = &[
         &[],
         "127.0.0.1:7070",
         "Where the HTTP API is served: a loopback address and port, or a port alone; port 0: any free one.",
+    ),
+    set(
+        Host,
+        "host_listen",
+        Text,
+        &[],
+        "127.0.0.1:7071",
+        "Where `flames server` is called by controllers: an address and port, or a port alone; port 0: any free one. One that other machines reach needs `host_certificate`.",
+    ),
+    key(
+        Host,
+        "host_certificate",
+        Path,
+        &[],
+        None,
+        "/etc/flames/host.pem",
+        "The certificate, with its chain, that `flames server` shows to controllers. It is read again when it changes.",
+    ),
+    key(Host, "host_key", Path, &[], None, "/etc/flames/host.key", "The private key of `host_certificate`."),
+    set(
+        Host,
+        "host_plaintext",
+        Switch,
+        &[],
+        "false",
+        "Whether controllers and servers speak without TLS also beyond the loopback interface. Whoever can listen then reads the secrets of VMs.",
+    ),
+    key(
+        Host,
+        "join_token",
+        Secret,
+        &[],
+        None,
+        "/etc/flames/join-token",
+        "The token with which a controller joins that is not known yet: for `flames controller run` the one that it shows, for `flames server` one that always holds, beside those of `flames controllers token create`.",
+    ),
+    key(
+        Host,
+        "server",
+        Urls,
+        &[],
+        None,
+        "https://flames-1.example.org:7071, https://flames-2.example.org:7071",
+        "Where `flames controller run` finds its servers: `https://HOST:PORT`, one for each server of the installation.",
+    ),
+    key(
+        Host,
+        "server_ca",
+        Path,
+        &[],
+        None,
+        "/etc/flames/ca.pem",
+        "The authorities whose certificates `flames controller run` takes from servers [default: those of this machine].",
     ),
     set(
         Host,
@@ -93,7 +146,14 @@ pub(super) const KEYS: &[Key] = &[
         "/srv/kernel/initramfs",
         "An initramfs that holds the agent already, in place of one that is made.",
     ),
-    set(Host, "name", Name, &[], "local", "The name of this host's controller."),
+    set(
+        Host,
+        "name",
+        Name,
+        &[],
+        "local",
+        "The name of this host's controller. For `flames controller run` the default is the machine's own.",
+    ),
     key(
         Host,
         "host_labels",

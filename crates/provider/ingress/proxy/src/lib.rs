@@ -75,4 +75,5 @@ pub use access::{AccessLog, AccessRecord, TracingAccessLog};
 pub use config::{CertificateFiles, Hooks, Limits, Listener, Protocol, ProtocolOf, ProxyConfig, Timeouts};
 pub use network::Network;
 pub use proxy::Proxy;
+pub use tls::Certificates;
 pub use wake::WakeTarget;

@@ -37,8 +37,8 @@ impl Shown {
     }
 }
 
-/// The certificates in use.
-pub(crate) struct Certificates {
+/// The certificates in use: for the proxy's listeners, and for another listener of the same process that shows some.
+pub struct Certificates {
     files: Vec<CertificateFiles>,
     shown: Arc<ArcSwap<Shown>>,
     stamps: Mutex<Vec<Stamp>>,
@@ -57,14 +57,14 @@ impl ResolvesServerCert for Resolver {
 
 impl Certificates {
     /// Reads all files. `InvalidInput` names the first that cannot be used.
-    pub(crate) fn read(files: Vec<CertificateFiles>) -> Result<Self> {
+    pub fn read(files: Vec<CertificateFiles>) -> Result<Self> {
         let stamps = Mutex::new(stamps(&files));
         let shown = Arc::new(ArcSwap::from_pointee(load(&files)?));
         Ok(Self { files, shown, stamps })
     }
 
-    /// What a listener needs. HTTP/2 is offered before HTTP/1.1.
-    pub(crate) fn server_config(&self) -> Result<ServerConfig> {
+    /// What a listener needs. HTTP/2 is offered before HTTP/1.1. `Internal` when TLS cannot be set up.
+    pub fn server_config(&self) -> Result<ServerConfig> {
         let broken = |error| Error::internal("ingress.start", "TLS cannot be set up").with_source(error);
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -84,8 +84,8 @@ impl Certificates {
         Ok(())
     }
 
-    /// Reads them again when one has changed.
-    pub(crate) fn reload_if_changed(&self) {
+    /// Reads them again when one has changed; when one cannot be used, all that are in use stay. Blocks while it reads.
+    pub fn reload_if_changed(&self) {
         let seen = stamps(&self.files);
         if *self.stamps.lock().unwrap_or_else(PoisonError::into_inner) == seen {
             return;

@@ -5,6 +5,7 @@ pub(crate) mod events;
 pub(crate) mod files;
 pub(crate) mod guest;
 pub(crate) mod images;
+pub(crate) mod join_tokens;
 pub(crate) mod output;
 pub(crate) mod processes;
 pub(crate) mod snapshots;
