@@ -17,6 +17,7 @@ use crate::kernel::{on_own_thread, settings, tap};
 use crate::names::{Incarnation, Slot};
 use crate::nft;
 use crate::plan::{Attachment, NetworkRequest, Plan};
+use crate::rules::host::HostRules;
 use crate::stand::{self, Host, State};
 
 /// What stands on the host for an incarnation of this cluster.
@@ -47,7 +48,7 @@ struct Shared {
     /// The host's.
     namespace: Namespace,
     /// One change of the host's table at a time: each reads what is there before.
-    host_rules: Mutex<()>,
+    host_rules: Mutex<HostRules>,
     busy: Mutex<HashMap<Incarnation, Arc<Mutex<()>>>>,
 }
 
@@ -88,8 +89,8 @@ impl Networks {
         self.bring_up(request, false).await
     }
 
-    /// Puts a live machine under the request's policy, in two transactions: its own rules, then the host's. Connections are
-    /// judged anew, by their next packet: what the new policy does not admit is cut. Resolved addresses stay reachable for as
+    /// Puts a live machine under the request's policy, in one transaction; when its private network is another, or the policy before is not
+    /// known (after an adoption, which makes it known), the host's rules follow in a second one. Connections are judged anew, by their next packet: what the new policy does not admit is cut. Resolved addresses stay reachable for as
     /// long as the new policy lists the name that was asked.
     ///
     /// Errors: `NotFound` when its network is not whole; those of create.
