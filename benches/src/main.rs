@@ -13,6 +13,8 @@ mod measure;
 #[cfg(feature = "providers")]
 mod providers;
 mod report;
+#[cfg(feature = "vmm")]
+mod vmm;
 
 use std::process::ExitCode;
 
@@ -37,6 +39,9 @@ enum Harness {
     /// Each adapter beside its backend doing the same work by hand.
     #[cfg(feature = "providers")]
     Providers(WithOutput<providers::ProvidersArguments>),
+    /// A driver of machines, beside its monitor's raw API.
+    #[cfg(feature = "vmm")]
+    Vmm(WithOutput<vmm::VmmArguments>),
     /// The embedded proxy alone, for `providers` to measure from outside.
     #[cfg(feature = "providers")]
     #[command(hide = true)]
@@ -58,6 +63,8 @@ fn main() -> ExitCode {
         Harness::Boot(with) => (with.json, boot::run(&with.arguments)),
         #[cfg(feature = "providers")]
         Harness::Providers(with) => (with.json, providers::run(&with.arguments)),
+        #[cfg(feature = "vmm")]
+        Harness::Vmm(with) => (with.json, vmm::run(&with.arguments)),
         #[cfg(feature = "providers")]
         Harness::ProxyServer(arguments) => return providers::proxy::serve(&arguments),
     };
