@@ -1,7 +1,7 @@
 //! The harnesses behind every published figure.
 //!
 //! Each compares Flames with something that does the same without it, in the same run and in turns, so that the verdict is a ratio and
-//! holds on a slow or busy machine too. Absolute times are told, never judged.
+//! holds on a slow or busy machine too. Absolute times are told, never judged, but for those of `vmm`, which are goals of their own.
 //!
 //! Exit codes: 0 = every bar was met; 1 = one was missed; 2 = it could not be measured.
 

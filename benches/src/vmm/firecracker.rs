@@ -1,15 +1,17 @@
 //! A host for Firecracker's machines: a network namespace that stands for it, and the users, groups and folders of this run alone.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use flames_clock::{SystemClock, SystemRandom};
-use flames_vmm::{Egress, MachineSpec, NetworkPolicy, NetworkSpec};
+use flames_vmm::{Egress, IncarnationName, MachineSpec, NetworkPolicy, NetworkSpec};
 use flames_vmm_firecracker::{
-    Blocks, ClusterName, FirecrackerConfig, FirecrackerDriver, NetworkConfig, SlotRange,
+    Blocks, ClusterName, FirecrackerConfig, FirecrackerDriver, Milestones, NetworkConfig, SlotRange,
 };
 use tempfile::TempDir;
 
@@ -85,6 +87,15 @@ impl Firecracker {
         network.host_namespace = Some(host);
         network.enable_forwarding = true;
         config.network = Some(network);
+        let issued: Arc<Mutex<HashMap<IncarnationName, Instant>>> = Arc::default();
+        let told = Arc::clone(&issued);
+        config.milestones = Some(Milestones(Arc::new(move |name, _| {
+            // The first: of a restore that is its load.
+            told.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(name.clone())
+                .or_insert_with(Instant::now);
+        })));
         let (plain, identity) = super::others::guest(arguments, folder.path())?;
         let machine = Machine {
             firecracker: config.jail.firecracker.clone(),
@@ -102,6 +113,7 @@ impl Firecracker {
         let driver = FirecrackerDriver::new(config, Arc::new(SystemClock::new()), Arc::new(SystemRandom))?;
         let spec = move |number| MachineSpec { network: tap(number), ..plain.clone() };
         let mut ours = Ours::new(Arc::new(driver), Some(identity), spec);
+        ours.issued = issued;
         ours.boot_and_save(folder.path()).await?;
         let saved = ours.saved.clone().context("nothing was saved")?;
         let mut taps = Vec::new();

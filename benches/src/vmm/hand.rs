@@ -179,7 +179,7 @@ impl ByHand {
 
 #[async_trait]
 impl Machines for ByHand {
-    async fn start(&self, number: usize) -> Result<Duration> {
+    async fn start(&self, number: usize) -> Result<[Duration; 2]> {
         let machine = &self.machine;
         let NetworkSpec::Tap { mac, .. } = &machine.spec.network else { bail!("the machine has no tap") };
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -199,14 +199,15 @@ impl Machines for ByHand {
         vm.call("PUT", "/vsock", &json!({ "guest_cid": 3, "uds_path": "/vsock" })).await?;
         vm.call("PUT", "/entropy", &json!({})).await?;
         vm.call("PUT", "/balloon", &json!({ "amount_mib": 0, "deflate_on_oom": true })).await?;
+        let issued = began.elapsed();
         vm.call("PUT", "/actions", &json!({ "action_type": "InstanceStart" })).await?;
         vm.set_state("Paused").await?;
         let took = began.elapsed();
         self.keep(number, vm).await;
-        Ok(took)
+        Ok([issued, took])
     }
 
-    async fn restore(&self, number: usize) -> Result<(Duration, Duration)> {
+    async fn restore(&self, number: usize) -> Result<[Duration; 3]> {
         let began = Instant::now();
         let mut vm = self.make(number, true).await?;
         let load = json!({
@@ -215,13 +216,14 @@ impl Machines for ByHand {
             "track_dirty_pages": true,
             "resume_vm": true,
         });
+        let issued = began.elapsed();
         vm.call("PUT", "/snapshot/load", &load).await?;
         let loaded = began.elapsed();
         let answer = tokio::time::timeout(PATIENCE, vm.answer(&self.machine.identity));
         answer.await.context("the guest does not answer by hand")??;
         let answered = began.elapsed();
         self.keep(number, vm).await;
-        Ok((loaded, answered))
+        Ok([issued, loaded, answered])
     }
 
     async fn pause(&self, number: usize) -> Result<()> {

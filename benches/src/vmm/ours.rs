@@ -26,6 +26,8 @@ pub(crate) struct Ours {
     pub(super) saved: Option<SnapshotArtefacts>,
     /// How its agents are known; none without agents.
     pub(super) identity: Option<Identity>,
+    /// When the driver issued the start, or the load, of each machine.
+    pub(super) issued: Arc<Mutex<HashMap<IncarnationName, Instant>>>,
     names: Mutex<HashMap<usize, IncarnationName>>,
     made: AtomicU64,
 }
@@ -41,6 +43,7 @@ impl Ours {
             spec: Box::new(spec),
             saved: None,
             identity,
+            issued: Arc::default(),
             names: Mutex::default(),
             made: AtomicU64::new(0),
         }
@@ -51,6 +54,12 @@ impl Ours {
         let name = IncarnationName::new(format!("inc_{}", self.made.fetch_add(1, Ordering::Relaxed)))?;
         self.names.lock().unwrap_or_else(PoisonError::into_inner).insert(number, name.clone());
         Ok(name)
+    }
+
+    /// From this moment to the one at which the driver issued its start or its load; zero when it does not tell.
+    fn until_issued(&self, name: &IncarnationName, began: Instant) -> Duration {
+        let issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        issued.map_or(Duration::ZERO, |issued| issued.saturating_duration_since(began))
     }
 
     pub(super) fn name(&self, number: usize) -> Result<IncarnationName> {
@@ -112,26 +121,28 @@ pub(super) fn readable(path: &std::path::Path) -> Result<()> {
 
 #[async_trait]
 impl Machines for Ours {
-    async fn start(&self, number: usize) -> Result<Duration> {
+    async fn start(&self, number: usize) -> Result<[Duration; 2]> {
         let (name, spec) = (self.named(number)?, (self.spec)(number));
         let began = Instant::now();
         self.driver.prepare(&name, &spec).await?;
         self.driver.start(&name, StartFrom::Boot, true).await?;
-        Ok(began.elapsed())
+        let answered = began.elapsed();
+        Ok([self.until_issued(&name, began), answered])
     }
 
-    async fn restore(&self, number: usize) -> Result<(Duration, Duration)> {
+    async fn restore(&self, number: usize) -> Result<[Duration; 3]> {
         let (name, spec) = (self.named(number)?, (self.spec)(number));
         let from = StartFrom::Snapshot(self.saved.clone().context("nothing was saved")?);
         let began = Instant::now();
         self.driver.prepare(&name, &spec).await?;
         self.driver.start(&name, from, false).await?;
         let loaded = began.elapsed();
+        let issued = self.until_issued(&name, began);
         if self.identity.is_none() {
-            return Ok((loaded, Duration::ZERO));
+            return Ok([issued, loaded, Duration::ZERO]);
         }
         tokio::time::timeout(PATIENCE, self.answer(&name)).await.context("the guest does not answer")??;
-        Ok((loaded, began.elapsed()))
+        Ok([issued, loaded, began.elapsed()])
     }
 
     async fn pause(&self, number: usize) -> Result<()> {
