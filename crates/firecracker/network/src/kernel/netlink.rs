@@ -72,7 +72,13 @@ impl Netlink {
     pub(crate) fn add_veth(&self, name: &str, peer: &str, peers_namespace: RawFd, mtu: u32) -> Result<()> {
         let end = |name: &str| {
             let mut message = LinkMessage::default();
-            message.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Mtu(mtu)];
+            // One queue each, told: the kernel makes one for each processor else, and takes them away again, which waits for RCU.
+            message.attributes = vec![
+                LinkAttribute::IfName(name.to_owned()),
+                LinkAttribute::Mtu(mtu),
+                LinkAttribute::NumTxQueues(1),
+                LinkAttribute::NumRxQueues(1),
+            ];
             message
         };
         let mut other = end(peer);
