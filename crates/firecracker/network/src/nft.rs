@@ -104,13 +104,10 @@ fn run(arguments: &[&str], deadline: Duration) -> Result<Vec<u8>> {
     let hand = |file: &File| {
         file.try_clone().map(Stdio::from).map_err(|error| failed("a file cannot be handed over", error))
     };
-    let mut child = Command::new("nft")
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(hand(&stdout)?)
-        .stderr(hand(&stderr)?)
-        .spawn()
-        .map_err(|error| match error.kind() {
+    let mut command = Command::new("nft");
+    command.args(arguments).stdin(Stdio::null()).stdout(hand(&stdout)?).stderr(hand(&stderr)?);
+    let mut child =
+        flames_host::process::forking(|| command.spawn()).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => {
                 let sentence = "The program `nft` is not on PATH. Install nftables 1.0.6 or later.";
                 Error::new(ErrorKind::NotSupported, OPERATION, sentence).with_user_message(sentence)
