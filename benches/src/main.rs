@@ -1,7 +1,7 @@
 //! The harnesses behind every published figure.
 //!
 //! Each compares Flames with something that does the same without it, in the same run and in turns, so that the verdict is a ratio and
-//! holds on a slow or busy machine too. Absolute times are told, never judged.
+//! holds on a slow or busy machine too. Absolute times are told, never judged, but for those of `vmm`, which are goals of their own.
 //!
 //! Exit codes: 0 = every bar was met; 1 = one was missed; 2 = it could not be measured.
 
@@ -13,6 +13,8 @@ mod measure;
 #[cfg(feature = "providers")]
 mod providers;
 mod report;
+#[cfg(feature = "vmm")]
+mod vmm;
 
 use std::process::ExitCode;
 
@@ -37,6 +39,9 @@ enum Harness {
     /// Each adapter beside its backend doing the same work by hand.
     #[cfg(feature = "providers")]
     Providers(WithOutput<providers::ProvidersArguments>),
+    /// A driver of machines, beside its monitor's raw API.
+    #[cfg(feature = "vmm")]
+    Vmm(WithOutput<vmm::VmmArguments>),
     /// The embedded proxy alone, for `providers` to measure from outside.
     #[cfg(feature = "providers")]
     #[command(hide = true)]
@@ -58,6 +63,8 @@ fn main() -> ExitCode {
         Harness::Boot(with) => (with.json, boot::run(&with.arguments)),
         #[cfg(feature = "providers")]
         Harness::Providers(with) => (with.json, providers::run(&with.arguments)),
+        #[cfg(feature = "vmm")]
+        Harness::Vmm(with) => (with.json, vmm::run(&with.arguments)),
         #[cfg(feature = "providers")]
         Harness::ProxyServer(arguments) => return providers::proxy::serve(&arguments),
     };

@@ -29,6 +29,12 @@ impl Samples {
         self.0.extend(more);
     }
 
+    /// Whether nothing was measured.
+    #[cfg(feature = "vmm")]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The smallest sample that is not below this share of all, in milliseconds; 0 when there is none.
     pub(crate) fn quantile_ms(&self, share: f64) -> f64 {
         let milliseconds = self.0.iter().map(|sample| sample.as_secs_f64() * 1e3).collect();

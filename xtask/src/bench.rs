@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: builds the harnesses of `benches/` and what they measure, and runs them.
 //!
-//! The harnesses judge ratios, never absolute times. The exit code is 1 when a bar was missed.
+//! The harnesses judge ratios; `vmm` alone judges times and memory too, since those are its goals. The exit code is 1 when a bar was missed.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,9 @@ pub(crate) struct BenchArguments {
     /// Print JSON in place of tables, one object for each harness.
     #[arg(long)]
     json: bool,
+    /// For `vmm`: which driver, `firecracker`, `qemu` or `simulated`.
+    #[arg(long, requires = "harness")]
+    driver: Option<String>,
     /// Passed to the harness: `cargo xtask bench api -- --rounds 5`.
     #[arg(last = true, requires = "harness")]
     rest: Vec<String>,
@@ -35,6 +38,8 @@ enum Harness {
     Boot,
     /// Each adapter beside its backend doing the same work by hand: SQL, JetStream, object_store, Redis, nginx, Caddy.
     Providers,
+    /// A driver of machines beside its monitor's raw API: start, restore, pause, resume, snapshot, end, memory. Needs root for Firecracker.
+    Vmm,
 }
 
 impl Harness {
@@ -43,6 +48,7 @@ impl Harness {
             Self::Api => "api",
             Self::Boot => "boot",
             Self::Providers => "providers",
+            Self::Vmm => "vmm",
         }
     }
 }
@@ -55,12 +61,16 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Verdict> {
     let supervisor = Supervisor::start()?;
     let harnesses = match arguments.harness {
         Some(harness) => vec![harness],
-        None => vec![Harness::Api, Harness::Boot, Harness::Providers],
+        None => vec![Harness::Api, Harness::Boot, Harness::Providers, Harness::Vmm],
     };
+    if arguments.driver.is_some() && arguments.harness != Some(Harness::Vmm) {
+        bail!("only the harness `vmm` takes --driver");
+    }
     let mut verdict = Verdict::Passed;
     for harness in harnesses {
         let mut command = command(&supervisor, harness)?;
-        command.args(arguments.json.then_some("--json")).args(&arguments.rest);
+        command.args(arguments.json.then_some("--json"));
+        command.args(arguments.driver.iter().flat_map(|driver| ["--driver", driver])).args(&arguments.rest);
         match supervisor.run(&mut command)? {
             Ended::Exited(0) => {}
             Ended::Exited(1) => verdict = Verdict::Refused,
@@ -75,23 +85,33 @@ fn command(supervisor: &Supervisor, harness: Harness) -> Result<Command> {
     let mut build = workspace::cargo();
     // Always both: another choice of packages is another choice of features, with which everything would be built anew.
     build.args(["build", "--release", "--package", HARNESS, "--package", "flames"]);
-    if harness == Harness::Providers {
-        build.args(["--features", "flames-bench-harness/providers"]);
+    match harness {
+        Harness::Providers => drop(build.args(["--features", "flames-bench-harness/providers"])),
+        Harness::Vmm => drop(build.args(["--features", "flames-bench-harness/vmm"])),
+        Harness::Api | Harness::Boot => {}
     }
     build.current_dir(workspace::root());
     supervisor.run_to_success(&mut build)?;
     let mut command = Command::new(released(HARNESS));
     command.arg(harness.name());
-    if harness == Harness::Boot {
+    if matches!(harness, Harness::Boot | Harness::Vmm) {
         let agent = guest::build_agent(supervisor)?;
         let kernel = match guest::test_kernel(supervisor)? {
             Ok(kernel) => kernel,
             Err(why) => bail!("no kernel for guests: {why}; set FLAMES_TEST_KERNEL"),
         };
-        command.arg("--flames").arg(released("flames")).arg("--agent").arg(agent);
-        command.arg("--kernel").arg(kernel.kernel);
-        if let Some(modules) = kernel.modules {
-            command.arg("--kernel-modules").arg(modules);
+        command.arg("--agent").arg(agent).arg("--kernel").arg(kernel.kernel);
+        if harness == Harness::Boot {
+            command.arg("--flames").arg(released("flames"));
+            if let Some(modules) = kernel.modules {
+                command.arg("--kernel-modules").arg(modules);
+            }
+        } else if let Some(template) = kernel.cpu_template {
+            command
+                .arg("--cpu-template")
+                .arg(template)
+                .arg("--kernel-arguments")
+                .arg(guest::EMULATED_ARGUMENTS);
         }
     }
     if harness == Harness::Providers {

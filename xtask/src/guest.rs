@@ -24,6 +24,10 @@ const MODULES_VARIABLE: &str = "FLAMES_TEST_KERNEL_MODULES";
 /// Names the custom CPU template (a file of JSON) that it needs under Firecracker.
 const TEMPLATE_VARIABLE: &str = "FLAMES_TEST_CPU_TEMPLATE";
 
+/// What lets the test kernel, with its template, run on a KVM that emulates a guest's kernel mode (see `shared/guest-kernel/README.md`).
+pub(crate) const EMULATED_ARGUMENTS: &str = "quiet loglevel=1 noxsave clearcpuid=141,308,295,151,158,288,59 lpj=5000000 tsc=reliable \
+    no_timer_check random.trust_cpu=off GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX2,-AVX,-AVX512F,-XSAVE,-XSAVEC";
+
 /// The word that stands for Debian's packaged kernel, as in `flames up --kernel debian`.
 pub(crate) const DEBIAN: &str = "debian";
 

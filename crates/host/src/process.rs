@@ -18,7 +18,9 @@ use rustix::process::{
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-pub use crate::spawn::{BindMount, Confinement, Program, open_bounded_pipe, spawn_detached};
+pub use crate::spawn::{
+    BindMount, Confinement, Program, forking, open_bounded_pipe, spawn_detached, without_forks,
+};
 
 /// The kernel's clock ticks per second as `/proc` counts them: `USER_HZ`, 100 on every architecture that we run on (proc(5)).
 const TICKS_PER_SECOND: u64 = 100;

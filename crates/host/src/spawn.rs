@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{PoisonError, RwLock};
 
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Resource, Rlimit};
@@ -99,6 +100,22 @@ impl Confinement {
     }
 }
 
+/// Held for reading by whoever forks, until the child has become its program.
+static BETWEEN_FORK_AND_EXEC: RwLock<()> = RwLock::new(());
+
+/// Runs `work` while no child of this crate's is between its fork and its program: so that what is opened and closed again in it is open in no
+/// other process afterwards, not even for a moment. For what one process alone may have open, as a tap. Blocks; `work` is to be short.
+pub fn without_forks<T>(work: impl FnOnce() -> T) -> T {
+    let _alone = BETWEEN_FORK_AND_EXEC.write().unwrap_or_else(PoisonError::into_inner);
+    work()
+}
+
+/// Starts a child while [`without_forks`] does not run: for programs that are started without [`spawn_detached`].
+pub fn forking<T>(start: impl FnOnce() -> T) -> T {
+    let _begins = BETWEEN_FORK_AND_EXEC.read().unwrap_or_else(PoisonError::into_inner);
+    start()
+}
+
 /// Starts a process in a session of its own, without a terminal, so that neither our end nor a Ctrl-C reaches it. Blocks for as
 /// long as fork and exec take.
 pub fn spawn_detached(program: Program<'_>) -> io::Result<u32> {
@@ -130,7 +147,7 @@ pub fn spawn_detached(program: Program<'_>) -> io::Result<u32> {
     unsafe {
         command.pre_exec(prepare);
     }
-    let child = command.spawn()?;
+    let child = forking(|| command.spawn())?;
     // The `Child` is let go without a wait: the process is followed, and reaped, through its pidfd.
     Ok(child.id())
 }
@@ -170,6 +187,19 @@ mod tests {
         process.ended().await.unwrap();
         process.reap();
         std::fs::read_to_string(output).unwrap()
+    }
+
+    #[test]
+    fn a_child_begins_only_when_what_must_be_alone_is_done() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let soon = std::time::Duration::from_millis(50);
+        let child = without_forks(|| {
+            let child = std::thread::spawn(move || forking(|| tell.send(()).unwrap()));
+            assert!(told.recv_timeout(soon).is_err(), "it waits");
+            child
+        });
+        told.recv_timeout(100 * soon).unwrap();
+        child.join().unwrap();
     }
 
     #[tokio::test]

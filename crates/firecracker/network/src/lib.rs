@@ -24,8 +24,8 @@
 //! again over what is there.
 //!
 //! Every call is idempotent, and right after a crash of the earlier one at any point: an interface on the host bears its
-//! owner's name from the moment that it appears there, and whether its making came to its end; [`Networks::create`] makes anew
-//! what did not, and [`Networks::remove`] finds what there is of it. [`Networks::scan`] tells what stands on the host in the name
+//! owner's name, and whether its making came to its end, or its other end is in its owner's namespace; [`Networks::create`] makes anew
+//! what did not come to its end, and [`Networks::remove`] finds what there is of it. [`Networks::scan`] tells what stands on the host in the name
 //! of this cluster, so that what belongs to no incarnation any more can be removed.
 //!
 //! # Bandwidth
@@ -45,6 +45,7 @@ mod dns;
 mod kernel;
 mod names;
 mod networks;
+mod nf_tables;
 mod nft;
 mod plan;
 mod policy;

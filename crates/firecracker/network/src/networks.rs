@@ -17,6 +17,7 @@ use crate::kernel::{on_own_thread, settings, tap};
 use crate::names::{Incarnation, Slot};
 use crate::nft;
 use crate::plan::{Attachment, NetworkRequest, Plan};
+use crate::rules::host::HostRules;
 use crate::stand::{self, Host, State};
 
 /// What stands on the host for an incarnation of this cluster.
@@ -46,8 +47,12 @@ struct Shared {
     config: Arc<NetworkConfig>,
     /// The host's.
     namespace: Namespace,
+    /// One network is made at a time. The kernel's lock of all links (rtnetlink's) makes it so anyway, but not in turn: whoever writes a
+    /// setting while another has it begins anew at once, again and again (`rtnl_trylock`, `restart_syscall` in devinet.c, addrconf.c), so
+    /// that many at once take more time than one after the other.
+    building: Mutex<()>,
     /// One change of the host's table at a time: each reads what is there before.
-    host_rules: Mutex<()>,
+    host_rules: Mutex<HostRules>,
     busy: Mutex<HashMap<Incarnation, Arc<Mutex<()>>>>,
 }
 
@@ -61,7 +66,13 @@ impl Networks {
         let config = Arc::new(config);
         let opened = Arc::clone(&config);
         let namespace = flames_host::blocking(move || on_own_thread(|| open_host(&opened))).await?;
-        let shared = Shared { config, namespace, host_rules: Mutex::default(), busy: Mutex::default() };
+        let shared = Shared {
+            config,
+            namespace,
+            building: Mutex::default(),
+            host_rules: Mutex::default(),
+            busy: Mutex::default(),
+        };
         Ok(Self { shared: Arc::new(shared), forwarders: Mutex::default(), random })
     }
 
@@ -88,8 +99,8 @@ impl Networks {
         self.bring_up(request, false).await
     }
 
-    /// Puts a live machine under the request's policy, in two transactions: its own rules, then the host's. Connections are
-    /// judged anew, by their next packet: what the new policy does not admit is cut. Resolved addresses stay reachable for as
+    /// Puts a live machine under the request's policy, in one transaction; when its private network is another, or the policy before is not
+    /// known (after an adoption, which makes it known), the host's rules follow in a second one. Connections are judged anew, by their next packet: what the new policy does not admit is cut. Resolved addresses stay reachable for as
     /// long as the new policy lists the name that was asked.
     ///
     /// Errors: `NotFound` when its network is not whole; those of create.
@@ -198,17 +209,20 @@ impl Shared {
             (State::Absent | State::Half, _) if !may_build => {
                 return Err(Error::not_found("network.adopt", "network", plan.request.incarnation.as_str()));
             }
-            (State::Half, _) => {
-                stand::demolish(&plan.config, &plan.request.incarnation, &host)?;
+            (state, _) => {
+                if matches!(state, State::Half) {
+                    stand::demolish(&plan.config, &plan.request.incarnation, &host)?;
+                }
+                let _alone = lock(&self.building);
                 stand::build(plan, &host)?
             }
-            (State::Absent, _) => stand::build(plan, &host)?,
         };
-        let grants = Arc::new(Grants::new(Arc::clone(plan), namespace));
+        // This thread is the work's own; one more would only have to be waited for.
+        namespace.enter()?;
         let gateways = plan.attachment().resolvers;
         let mut tries = 0;
         let sockets = loop {
-            match grants.in_namespace(|| ForwarderSockets::open(&gateways)) {
+            match ForwarderSockets::open(&gateways) {
                 // A forwarder of this process that was just dropped takes a moment to close its sockets.
                 Err(error) if error.kind() == ErrorKind::Conflict && tries < 50 => {
                     tries += 1;
@@ -217,6 +231,7 @@ impl Shared {
                 opened => break opened?,
             }
         };
+        let grants = Arc::new(Grants::new(Arc::clone(plan), namespace));
         Ok(Some((sockets.with_host(self.namespace.try_clone()?), grants)))
     }
 }

@@ -1,10 +1,11 @@
-//! nftables, by the `nft` program's JSON (libnftables-json(5)).
+//! nftables, in the words of libnftables-json(5): changes, which go straight to the kernel ([`crate::nf_tables`]), and what stands, which
+//! the `nft` program tells.
 //!
 //! One call is one transaction: the kernel takes all of it or nothing, and packets see the rules before or those after.
 //! Nothing is ever pasted into a text that is parsed as rules.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +15,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
+
+use crate::nf_tables::{self, Generation, Outcome};
 
 const OPERATION: &str = "network.nft";
 
@@ -27,6 +30,11 @@ pub(crate) struct Transaction(Vec<Value>);
 impl Transaction {
     pub(crate) fn add(&mut self, kind: &str, mut object: Value) {
         self.0.push(json!({ "add": { kind: object.take() } }));
+    }
+
+    /// As [`Transaction::add`], of what is not there.
+    pub(crate) fn create(&mut self, kind: &str, mut object: Value) {
+        self.0.push(json!({ "create": { kind: object.take() } }));
     }
 
     pub(crate) fn delete(&mut self, kind: &str, mut object: Value) {
@@ -47,11 +55,15 @@ impl Transaction {
 
     /// Applies it to the calling thread's namespace.
     ///
-    /// Errors: `NotSupported` when there is no `nft` or the kernel lacks what is asked; `Unavailable` when it does not end in
-    /// time, in which case it is killed and the outcome is not known; `Internal` when it is refused.
-    pub(crate) fn apply(self, deadline: Duration) -> Result<()> {
-        let text = json!({ "nftables": self.0 }).to_string();
-        run(&["-j", "-f", "-"], &text, deadline).map(drop)
+    /// Errors: `NotFound` when it is about what is not there; `Exhausted` when a set is full; `NotSupported` when the kernel lacks what is
+    /// asked; `PermissionDenied`; `Internal` when it is refused.
+    pub(crate) fn apply(self) -> Result<()> {
+        nf_tables::commit(&self.0, None).map(drop)
+    }
+
+    /// As [`Transaction::apply`], but only to the rules of this generation.
+    pub(crate) fn apply_at(&self, generation: Generation) -> Result<Outcome> {
+        nf_tables::commit(&self.0, Some(generation))
     }
 }
 
@@ -59,7 +71,7 @@ impl Transaction {
 pub(crate) fn list(what: &[&str], deadline: Duration) -> Result<Option<Vec<Value>>> {
     let mut arguments = vec!["-j", "list"];
     arguments.extend(what);
-    let answer = match run(&arguments, "", deadline) {
+    let answer = match run(&arguments, deadline) {
         Ok(answer) => answer,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -75,12 +87,12 @@ pub(crate) fn list(what: &[&str], deadline: Duration) -> Result<Option<Vec<Value
 
 /// The version of `nft`, as it tells it. `NotSupported` when there is none.
 pub(crate) fn version(deadline: Duration) -> Result<String> {
-    let answer = run(&["--version"], "", deadline)?;
+    let answer = run(&["--version"], deadline)?;
     Ok(String::from_utf8_lossy(&answer).trim().to_owned())
 }
 
-/// Input and output go through files in memory, so that neither side ever waits for the other.
-fn run(arguments: &[&str], input: &str, deadline: Duration) -> Result<Vec<u8>> {
+/// Output goes into files in memory, so that neither side ever waits for the other.
+fn run(arguments: &[&str], deadline: Duration) -> Result<Vec<u8>> {
     let failed =
         |tried: &str, error: std::io::Error| Error::internal(OPERATION, tried.to_owned()).with_source(error);
     let in_memory = || {
@@ -88,21 +100,14 @@ fn run(arguments: &[&str], input: &str, deadline: Duration) -> Result<Vec<u8>> {
             .map(File::from)
             .map_err(|error| failed("a file in memory cannot be made", error.into()))
     };
-    let (mut stdin, mut stdout, mut stderr) = (in_memory()?, in_memory()?, in_memory()?);
+    let (mut stdout, mut stderr) = (in_memory()?, in_memory()?);
     let hand = |file: &File| {
         file.try_clone().map(Stdio::from).map_err(|error| failed("a file cannot be handed over", error))
     };
-    stdin
-        .write_all(input.as_bytes())
-        .and_then(|()| stdin.seek(SeekFrom::Start(0)))
-        .map_err(|error| failed("the rules cannot be written", error))?;
-    let mut child = Command::new("nft")
-        .args(arguments)
-        .stdin(hand(&stdin)?)
-        .stdout(hand(&stdout)?)
-        .stderr(hand(&stderr)?)
-        .spawn()
-        .map_err(|error| match error.kind() {
+    let mut command = Command::new("nft");
+    command.args(arguments).stdin(Stdio::null()).stdout(hand(&stdout)?).stderr(hand(&stderr)?);
+    let mut child =
+        flames_host::process::forking(|| command.spawn()).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => {
                 let sentence = "The program `nft` is not on PATH. Install nftables 1.0.6 or later.";
                 Error::new(ErrorKind::NotSupported, OPERATION, sentence).with_user_message(sentence)
@@ -138,9 +143,6 @@ fn run(arguments: &[&str], input: &str, deadline: Duration) -> Result<Vec<u8>> {
         ErrorKind::NotSupported
     } else if complaint.contains("Operation not permitted") {
         ErrorKind::PermissionDenied
-    } else if complaint.contains("Too many open files in system") || complaint.contains("No space left") {
-        // ENFILE is how the kernel says that a set is full (nf_tables_api.c).
-        ErrorKind::Exhausted
     } else {
         ErrorKind::Internal
     };

@@ -15,7 +15,7 @@ use crate::networks::lock;
 use crate::nft;
 use crate::plan::Plan;
 use crate::policy::Policy;
-use crate::rules::host::HostTable;
+use crate::rules::host::{HostRules, HostTable, Joining};
 use crate::rules::{guest, host};
 use crate::{GATEWAY_LINK_IPV6, HOST_ADDRESS, HOST_LINK_IPV6, UPLINK_IPV6};
 
@@ -27,7 +27,7 @@ pub(crate) struct Host<'a> {
     pub(crate) netlink: Netlink,
     pub(crate) namespace: &'a Namespace,
     /// Held while the host's rules are read and changed.
-    pub(crate) rules: &'a Mutex<()>,
+    pub(crate) rules: &'a Mutex<HostRules>,
 }
 
 /// What is there of a machine's network.
@@ -48,9 +48,9 @@ pub(crate) fn state(plan: &Plan, host: &Host<'_>) -> Result<State> {
     let namespace = Namespace::open(&namespace::path(&plan.namespace()))?;
     let link = host.netlink.link(&plan.interface())?;
     let alias = link.as_ref().and_then(|link| link.alias.as_deref());
-    match (link.is_some(), alias.map(Alias::parse)) {
-        (false, _) => Ok(if namespace.is_some() { State::Half } else { State::Absent }),
-        (true, Some(Some(alias)))
+    match (&link, alias.map(Alias::parse)) {
+        (None, _) => Ok(if namespace.is_some() { State::Half } else { State::Absent }),
+        (Some(_), Some(Some(alias)))
             if alias.cluster == plan.config.cluster && alias.incarnation == plan.request.incarnation =>
         {
             match namespace {
@@ -58,11 +58,22 @@ pub(crate) fn state(plan: &Plan, host: &Host<'_>) -> Result<State> {
                 _ => Ok(State::Half),
             }
         }
+        // Its making was cut off before it was told whose it is.
+        (Some(link), None) if leads_to(namespace.as_ref(), link, host)? => Ok(State::Half),
         _ => Err(Error::new(ErrorKind::Conflict, OPERATION, "the slot's interface is another's")
             .with_context("interface", plan.interface())
             .with_context("alias", alias.unwrap_or("none"))
             .with_resource("incarnation", plan.request.incarnation.as_str())),
     }
+}
+
+/// Whether the namespace's uplink is the other end of the host's interface.
+fn leads_to(namespace: Option<&Namespace>, link: &Link, host: &Host<'_>) -> Result<bool> {
+    let Some(namespace) = namespace else { return Ok(false) };
+    namespace.enter()?;
+    let uplink = Netlink::open()?.link(UPLINK)?;
+    host.namespace.enter()?;
+    Ok(uplink.is_some_and(|uplink| uplink.peer == Some(link.index) && link.peer == Some(uplink.index)))
 }
 
 /// Makes the network of the plan where there is nothing of it. The calling thread ends up in some namespace.
@@ -77,7 +88,7 @@ pub(crate) fn build(plan: &Plan, host: &Host<'_>) -> Result<Namespace> {
     tap::create(TAP, plan.request.tap_owner)?;
     done("tap")?;
     // Before the first packet can come, and before there is a way out.
-    guest::ruleset(plan, None).apply(config.command_deadline)?;
+    guest::ruleset(plan, None).apply()?;
     done("machine's rules")?;
     let tap = inside.require_link(TAP)?;
     inside.add_address(tap.index, plan.addresses.gateway.into(), plan.addresses.prefix)?;
@@ -89,24 +100,22 @@ pub(crate) fn build(plan: &Plan, host: &Host<'_>) -> Result<Namespace> {
     inside.set_up(tap.index, Some(config.mtu))?;
     done("tap's addresses")?;
 
-    // Both ends are made in here and the host's is moved out once it bears its owner's name: on the host there is never an
-    // interface of which nobody could tell whose it is.
     let interface = plan.interface();
-    inside.add_veth(UPLINK, &interface, config.mtu)?;
+    inside.add_veth(UPLINK, &interface, host.namespace.as_raw_fd(), config.mtu).map_err(
+        |error| match error.kind() {
+            ErrorKind::AlreadyExists => {
+                error.with_kind(ErrorKind::Conflict).with_context("interface", &interface)
+            }
+            _ => error,
+        },
+    )?;
+    // Until it bears its owner's name, the host's end is known by the other, which is in the owner's namespace.
     done("veth")?;
-    let outer = inside.require_link(&interface)?;
-    inside.set_alias(outer.index, &alias(plan, false))?;
-    done("owner's name")?;
-    inside.move_to(outer.index, host.namespace.as_raw_fd()).map_err(|error| match error.kind() {
-        ErrorKind::AlreadyExists => {
-            error.with_kind(ErrorKind::Conflict).with_context("interface", &interface)
-        }
-        _ => error,
-    })?;
-    done("host's end")?;
-
     host.namespace.enter()?;
     let outer = host.netlink.require_link(&interface)?;
+    host.netlink.set_alias(outer.index, &alias(plan, false))?;
+    done("owner's name")?;
+
     link_settings(plan, &interface)?;
     host.netlink.add_address(outer.index, HOST_ADDRESS.into(), 32)?;
     if plan.addresses.ipv6.is_some() {
@@ -119,8 +128,14 @@ pub(crate) fn build(plan: &Plan, host: &Host<'_>) -> Result<Namespace> {
     host_routes(plan, &host.netlink, &outer)?;
     done("host's routes")?;
     {
-        let _rules = lock(host.rules);
-        host::join(plan, None).apply(config.command_deadline)?;
+        let mut rules = lock(host.rules);
+        match rules.change(config, host::join(plan, Joining::First)) {
+            // Of one whose interface somebody else took away.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                rules.change(config, host::join(plan, Joining::Again(None)))?;
+            }
+            done => done?,
+        }
     }
     done("host's rules")?;
     host.netlink.set_alias(outer.index, &alias(plan, true))?;
@@ -232,15 +247,18 @@ pub(crate) fn apply_policy(
     replaced: Option<&Policy>,
     resolved: &[guest::Resolved],
 ) -> Result<()> {
-    let deadline = plan.config.command_deadline;
     namespace.enter()?;
     let mut rules = guest::ruleset(plan, replaced);
     rules.append(guest::resolve(plan, resolved));
-    rules.apply(deadline)?;
+    rules.apply()?;
     host.namespace.enter()?;
-    let _rules = lock(host.rules);
+    if replaced.is_some_and(|old| old.private_network == plan.request.policy.private_network) {
+        // The host knows of a machine only who it is, and with whom it shares a network.
+        return Ok(());
+    }
+    let mut rules = lock(host.rules);
     let before = host_table(&plan.config)?;
-    host::join(plan, before.as_ref()).apply(deadline)
+    rules.change(&plan.config, host::join(plan, Joining::Again(before.as_ref())))
 }
 
 fn host_table(config: &NetworkConfig) -> Result<Option<HostTable>> {
@@ -254,18 +272,30 @@ fn host_table(config: &NetworkConfig) -> Result<Option<HostTable>> {
 pub(crate) fn demolish(config: &NetworkConfig, incarnation: &Incarnation, host: &Host<'_>) -> Result<()> {
     let done = |step| config.step_done(step);
     {
-        let _rules = lock(host.rules);
+        let mut rules = lock(host.rules);
         let before = host_table(config)?;
-        if let Some(rules) = before.and_then(|before| host::leave(config, incarnation, &before)) {
-            rules.apply(config.command_deadline)?;
+        if let Some((change, is_last)) = before.and_then(|before| host::leave(config, incarnation, &before)) {
+            rules.reduce(change, is_last)?;
         }
     }
     done("host's rules gone")?;
+    let mut has_named = false;
     for link in host.netlink.links()? {
         let alias = link.alias.as_deref().and_then(Alias::parse);
         if alias.is_some_and(|alias| alias.cluster == config.cluster && alias.incarnation == *incarnation) {
             host.netlink.remove_link(link.index)?;
+            has_named = true;
         }
+    }
+    let namespace = Namespace::open(&namespace::path(&config.cluster.namespace(incarnation)))?;
+    if let Some(namespace) = namespace.filter(|_| !has_named) {
+        // One that does not bear a name yet; the kernel would take it away too, but some time after the namespace.
+        namespace.enter()?;
+        let inside = Netlink::open()?;
+        if let Some(uplink) = inside.link(UPLINK)? {
+            inside.remove_link(uplink.index)?;
+        }
+        host.namespace.enter()?;
     }
     done("veth gone")?;
     namespace::remove(&config.cluster.namespace(incarnation))?;

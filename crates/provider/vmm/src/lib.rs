@@ -107,7 +107,9 @@ pub trait VmDriver: Debug + Send + Sync + 'static {
 
     /// Changes a running or paused machine. Errors: `NotSupported` for what the driver cannot change live; `NotFound`; `Conflict`.
     ///
-    /// Cases: `an_update_is_applied_or_not_supported`.
+    /// Cases: `an_update_is_applied_or_not_supported`, `a_policy_is_replaced_while_its_guest_runs`,
+    /// `a_replaced_policy_outlives_its_driver`, `a_machine_without_a_tap_takes_no_policy`,
+    /// `without_the_capability_a_policy_is_not_supported`.
     async fn update(&self, incarnation: &IncarnationName, update: &Update) -> Result<()>;
 
     /// Saves a running or paused guest; it is in the same phase afterwards. The name is the caller's, unique per incarnation: taken

@@ -11,7 +11,7 @@ use flames_clock::Timestamp;
 use flames_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::GuestCpu;
+use crate::{GuestCpu, NetworkPolicy};
 
 /// An incarnation's name: 1 to 48 bytes of `a-z 0-9 _`. Globally unique and never reused, so files and devices are named after
 /// it.
@@ -101,6 +101,8 @@ pub struct DriverCapabilities {
     pub user_network: bool,
     /// Whether tap networking works.
     pub tap_network: bool,
+    /// Whether the policy of a tap can be replaced while its guest lives ([`Update::Network`]).
+    pub live_network_policy: bool,
     /// The most virtual processors of one machine.
     pub max_vcpus: u32,
 }
@@ -252,4 +254,9 @@ pub enum Update {
         /// The new file.
         path: PathBuf,
     },
+    /// Puts a guest on a tap under another policy. No packet is judged by a part of it: by the old one, and then by all of the new. What the
+    /// new one does not admit is cut, connections included; what both admit goes on, and names that both list stay resolved. Outlives the
+    /// driver: who adopts the machine finds it under this one. `InvalidInput`, with the field `network`, for a policy that cannot be, and
+    /// for a machine without a tap.
+    Network(NetworkPolicy),
 }

@@ -97,7 +97,7 @@ impl Grants {
 
     /// Makes the addresses that `name` resolved to reachable for `lifetime` at least, where the policy goes by names. Blocks.
     ///
-    /// Errors: `Exhausted` when too many are; those of `nft`. Then the answer must not be told.
+    /// Errors: `Exhausted` when too many are; those of the kernel's rules. Then the answer must not be told.
     pub(crate) fn admit(&self, name: &str, addresses: &[IpAddr], lifetime: Duration) -> Result<Admission> {
         let mut inner = lock(&self.inner);
         let plan = Arc::clone(&inner.plan);
@@ -129,7 +129,7 @@ impl Grants {
             let resolved: Vec<Resolved> =
                 lacking.iter().map(|address| (*address, lifetime + GRACE)).collect();
             let rules = guest::resolve(&plan, &resolved);
-            self.in_namespace(|| rules.apply(plan.config.command_deadline))?;
+            self.in_namespace(|| rules.apply())?;
             for address in lacking {
                 let names = inner.reachable.remove(&address).map(|grant| grant.names).unwrap_or_default();
                 inner.reachable.insert(address, Grant { names, until: now + lifetime + GRACE });

@@ -39,6 +39,8 @@ pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) alias: Option<String>,
+    /// A veth's other end: its index, in whatever namespace it is.
+    pub(crate) peer: Option<u32>,
 }
 
 /// A conversation with the kernel about one namespace.
@@ -65,17 +67,26 @@ impl Netlink {
         Ok(Self { socket, sequence: Cell::new(1) })
     }
 
-    /// Makes a veth pair, both ends in this namespace.
-    pub(crate) fn add_veth(&self, name: &str, peer: &str, mtu: u32) -> Result<()> {
+    /// Makes a veth pair, one end in this namespace and the other in that one. Made where they belong: to move an interface takes some
+    /// grace periods of RCU, which is longer than all the rest. `AlreadyExists` when a name is taken.
+    pub(crate) fn add_veth(&self, name: &str, peer: &str, peers_namespace: RawFd, mtu: u32) -> Result<()> {
         let end = |name: &str| {
             let mut message = LinkMessage::default();
-            message.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Mtu(mtu)];
+            // One queue each, told: the kernel makes one for each processor else, and takes them away again, which waits for RCU.
+            message.attributes = vec![
+                LinkAttribute::IfName(name.to_owned()),
+                LinkAttribute::Mtu(mtu),
+                LinkAttribute::NumTxQueues(1),
+                LinkAttribute::NumRxQueues(1),
+            ];
             message
         };
+        let mut other = end(peer);
+        other.attributes.push(LinkAttribute::NetNsFd(peers_namespace));
         let mut message = end(name);
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end(peer)))),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
         ]));
         self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, "making a veth pair")
     }
@@ -128,11 +139,6 @@ impl Netlink {
     pub(crate) fn set_up(&self, index: u32, mtu: Option<u32>) -> Result<()> {
         let attributes = mtu.map(LinkAttribute::Mtu).into_iter().collect();
         self.change_link(index, attributes, true, "switching an interface on")
-    }
-
-    /// Moves an interface into another namespace. `AlreadyExists` when its name is taken there.
-    pub(crate) fn move_to(&self, index: u32, namespace: RawFd) -> Result<()> {
-        self.change_link(index, vec![LinkAttribute::NetNsFd(namespace)], false, "moving an interface")
     }
 
     /// Removes an interface; a veth's other end goes with it. Nothing there: no error.
@@ -271,11 +277,12 @@ fn family(address: IpAddr) -> AddressFamily {
 }
 
 fn read_link(message: LinkMessage) -> Link {
-    let mut link = Link { index: message.header.index, name: String::new(), alias: None };
+    let mut link = Link { index: message.header.index, name: String::new(), alias: None, peer: None };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Link(index) => link.peer = Some(index),
             _ => {}
         }
     }

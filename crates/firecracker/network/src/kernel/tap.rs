@@ -29,8 +29,11 @@ const OPERATION: &str = "network.tap";
 /// Makes a tap in the calling thread's namespace that outlives this process and that processes of this user may open. One that
 /// is there is given to the user.
 pub(crate) fn create(name: &str, owner: u32) -> Result<()> {
-    let file = attach(name)?;
-    set(&file, owner).map_err(|error| refused(OPERATION, "giving the tap away", error.into()))
+    // A child that is forked meanwhile would have the tap open until it becomes its program, and Firecracker would find it busy.
+    flames_host::process::without_forks(|| {
+        let file = attach(name)?;
+        set(&file, owner).map_err(|error| refused(OPERATION, "giving the tap away", error.into()))
+    })
 }
 
 #[allow(unsafe_code)]

@@ -1,13 +1,16 @@
 //! The rules of the host: one table for all machines of the cluster.
 //!
-//! Its chains are written anew with every change, so that a table which somebody flushed is whole again with the next one. What
-//! belongs to one machine are elements, each deterministic from its slot: adding what is there changes nothing.
+//! Its chains are written anew with every change before which somebody else changed rules of the host ([`HostRules`]), so that a table
+//! which somebody flushed is whole again with the next one. What belongs to one machine are elements, each deterministic from its slot:
+//! adding what is there changes nothing.
 
+use flames_error::Result;
 use serde_json::{Value, json};
 
 use crate::address::IpRange;
 use crate::config::NetworkConfig;
 use crate::names::{Incarnation, PrivateNetwork, Slot};
+use crate::nf_tables::{Generation, Outcome};
 use crate::nft::{Transaction, accept, ct_state, drop_it, goto, is, is_not, meta, payload, set};
 use crate::plan::Plan;
 use crate::{HOST_ADDRESS, UPLINK_IPV6};
@@ -15,7 +18,7 @@ use crate::{HOST_ADDRESS, UPLINK_IPV6};
 use super::{Family, range, to_ports};
 
 /// What the host's table says of machines.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct HostTable {
     /// An interface's element in the set of sources: family, the element's value, whose it is.
     sources: Vec<(Family, String, Value, Option<Incarnation>)>,
@@ -95,6 +98,50 @@ impl HostTable {
     }
 }
 
+/// The host's rules as this process left them. Whoever holds it is the only one of this process who changes them.
+#[derive(Debug, Default)]
+pub(crate) struct HostRules {
+    /// The generation at which the frame was whole. None: it may be otherwise, or not be there.
+    whole_at: Option<Generation>,
+}
+
+impl HostRules {
+    /// Makes a change for one machine in one transaction, with the frame before it where that may not be whole. The calling thread is in
+    /// the host's namespace.
+    pub(crate) fn change(&mut self, config: &NetworkConfig, change: Transaction) -> Result<()> {
+        if let Some(generation) = self.whole_at {
+            if change.apply_at(generation)? == Outcome::Applied {
+                self.whole_at = Some(generation.next());
+                return Ok(());
+            }
+            self.whole_at = None;
+        }
+        let mut all = frame(config);
+        all.append(change);
+        // Who writes rules all the time makes generations pass; then only the knowledge of the frame is lost.
+        for _ in 0..3 {
+            let generation = Generation::current()?;
+            if all.apply_at(generation)? == Outcome::Applied {
+                self.whole_at = Some(generation.next());
+                return Ok(());
+            }
+        }
+        all.apply()
+    }
+
+    /// Takes something away in one transaction; nothing is made. The calling thread is in the host's namespace.
+    pub(crate) fn reduce(&mut self, change: Transaction, takes_all: bool) -> Result<()> {
+        let known = self.whole_at.take();
+        match known.map(|generation| Ok((generation, change.apply_at(generation)?))).transpose()? {
+            Some((generation, Outcome::Applied)) => {
+                self.whole_at = (!takes_all).then(|| generation.next());
+                Ok(())
+            }
+            Some((_, Outcome::Outdated)) | None => change.apply(),
+        }
+    }
+}
+
 fn interface_of(element: &Value) -> Option<&str> {
     match element {
         Value::String(name) => Some(name),
@@ -124,15 +171,29 @@ fn elements(table: &str, name: &str, elem: Vec<Value>) -> Value {
     json!({ "family": "inet", "table": table, "name": name, "elem": elem })
 }
 
-/// Puts a machine among the host's. `before` is what the table says, where the machine may have been there before.
-pub(crate) fn join(plan: &Plan, before: Option<&HostTable>) -> Transaction {
+/// Whether the machine may be among the host's already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Joining<'a> {
+    /// It is not. When its place is taken, it is `AlreadyExists`, and nothing is changed.
+    First,
+    /// It may be, as the table says, or another may have left something in its place.
+    Again(Option<&'a HostTable>),
+}
+
+/// Puts a machine among the host's, whose frame stands.
+pub(crate) fn join(plan: &Plan, joining: Joining<'_>) -> Transaction {
     let table = plan.config.cluster.table();
     let interface = plan.interface();
-    let mut all = frame(&plan.config);
+    let mut all = Transaction::default();
     for family in Family::BOTH {
         let Some(guest) = guest(plan, family) else { continue };
         let value = json!({ "concat": [interface, guest] });
         let stamped = json!({ "elem": { "val": value, "comment": plan.request.incarnation.as_str() } });
+        if joining == Joining::First {
+            // To take something out costs the next change a grace period of RCU.
+            all.create("element", elements(&table, &sources(family), vec![stamped]));
+            continue;
+        }
         // Taken out first, so that the comment is this incarnation's.
         all.add("element", elements(&table, &sources(family), vec![stamped.clone()]));
         all.delete("element", elements(&table, &sources(family), vec![value]));
@@ -149,24 +210,24 @@ pub(crate) fn join(plan: &Plan, before: Option<&HostTable>) -> Transaction {
         all.add("rule", json!({ "family": "inet", "table": table, "chain": via, "expr": rule }));
         all.add("element", elements(&table, PEERS, vec![json!([interface, { "jump": { "target": via } }])]));
     }
-    if let Some(before) = before {
+    if let Joining::Again(Some(before)) = joining {
         before.leave_network(&table, &interface, plan.request.slot, network.as_deref(), &mut all);
     }
     all
 }
 
-/// Takes a machine from among the host's; the whole table when it was the last. None when nothing of it is there.
+/// Takes a machine from among the host's; the whole table, and true, when it was the last. None when nothing of it is there.
 pub(crate) fn leave(
     config: &NetworkConfig,
     incarnation: &Incarnation,
     before: &HostTable,
-) -> Option<Transaction> {
+) -> Option<(Transaction, bool)> {
     let table = config.cluster.table();
     let mine = |whose: &Option<Incarnation>| whose.as_ref() == Some(incarnation);
     if before.sources.iter().all(|(.., whose)| mine(whose)) {
         let mut all = Transaction::default();
         all.delete("table", json!({ "family": "inet", "name": table }));
-        return Some(all);
+        return Some((all, true));
     }
     let mut all = Transaction::default();
     for (family, interface, value, whose) in &before.sources {
@@ -179,7 +240,7 @@ pub(crate) fn leave(
             before.leave_network(&table, interface, slot, None, &mut all);
         }
     }
-    (!all.is_empty()).then_some(all)
+    (!all.is_empty()).then_some((all, false))
 }
 
 fn guest(plan: &Plan, family: Family) -> Option<String> {
@@ -189,8 +250,8 @@ fn guest(plan: &Plan, family: Family) -> Option<String> {
     }
 }
 
-/// The table, its sets and its chains.
-fn frame(config: &NetworkConfig) -> Transaction {
+/// The table, its sets and its chains: all that is no machine's.
+pub(crate) fn frame(config: &NetworkConfig) -> Transaction {
     let mut frame = Frame { table: config.cluster.table(), all: Transaction::default() };
     frame.all.add("table", json!({ "family": "inet", "name": frame.table }));
     for family in Family::BOTH {

@@ -301,11 +301,16 @@ impl Lab {
         });
         let neighbours_of =
             |text: String| text.lines().filter(|line| !line.contains("cache")).collect::<Vec<_>>().join("\n");
+        // That both ends of a link are up is known to the kernel at once, and shown a moment later.
+        let settled = |text: String| {
+            let words = [("NO-CARRIER,", ""), (" state DOWN ", " state UP "), (" linkdown", "")];
+            words.iter().fold(text, |text, (shown, then)| text.replace(shown, then))
+        };
         BTreeMap::from([
-            ("links", host.ip("-o link show")),
+            ("links", settled(host.ip("-o link show"))),
             ("addresses", host.ip("-o addr show")),
-            ("routes", neighbours_of(host.ip("route show table all"))),
-            ("routes of IPv6", neighbours_of(host.ip("-6 route show table all"))),
+            ("routes", settled(neighbours_of(host.ip("route show table all")))),
+            ("routes of IPv6", settled(neighbours_of(host.ip("-6 route show table all")))),
             ("rules", host.nft("list ruleset")),
             ("settings", settings),
             ("namespaces", namespaces.lines().filter(|name| name.starts_with(&own)).collect()),

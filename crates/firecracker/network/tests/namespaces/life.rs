@@ -5,10 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use flames_error::{Error, ErrorKind};
-use flames_firecracker_network::{AfterStep, Found, NetworkConfig, Policy, PrivateNetwork};
+use flames_firecracker_network::{
+    AfterStep, DomainPattern, Egress, Found, NetworkConfig, Policy, PortRange, PrivateNetwork,
+};
 use futures::future::join_all;
+use serde_json::{Value, json};
 
-use crate::lab::{Lab, PUBLIC, PUBLIC6, inside};
+use crate::lab::{Lab, Ns, PUBLIC, PUBLIC6, inside, run};
 
 fn shared() -> Policy {
     Policy { private_network: Some(PrivateNetwork::new("blue").unwrap()), ..Policy::allow() }
@@ -193,10 +196,7 @@ pub(crate) async fn a_scan_tells_what_stands_and_whether_it_is_whole(lab: &Lab) 
     };
     assert_eq!(networks.scan().await.unwrap(), [found(&one, true), found(&other, true)]);
     // Its name taken away by hand: the rest is still told.
-    crate::lab::run(&format!(
-        "ip netns del {}",
-        other_found.namespace.file_name().unwrap().to_str().unwrap()
-    ));
+    run(&format!("ip netns del {}", other_found.namespace.file_name().unwrap().to_str().unwrap()));
     assert_eq!(networks.scan().await.unwrap(), [found(&one, true), found(&other, false)]);
     networks.remove(&other.incarnation).await.unwrap();
     assert_eq!(networks.scan().await.unwrap(), [found(&one, true)]);
@@ -215,6 +215,82 @@ pub(crate) async fn adoption_refuses_what_is_not_there(lab: &Lab) {
     let mut shouting = lab.request(1, shared());
     shouting.mac = [0xff; 6];
     assert_eq!(networks.create(&shouting).await.unwrap_err().field(), Some("mac"));
+}
+
+/// What the kernel was told directly is told by `nft`, put by `nft` into a fresh namespace, and told again: the same, if each rule, set and
+/// element is one that `nft` itself would have made of those words.
+pub(crate) async fn the_rules_are_those_that_nft_reads_in_them(lab: &Lab) {
+    let networks = lab.networks_with(NetworkConfig { host_ports: vec![port(7001)], ..lab.config() }).await;
+    let listed = Policy {
+        egress: Egress::AllowList {
+            ranges: ["10.200.0.0/16", "10.201.128.0/17", "198.51.100.0/24", "2001:db8:100::/48", "0.0.0.0/0"]
+                .map(|range| range.parse().unwrap())
+                .to_vec(),
+            domains: vec![DomainPattern::new("*.example.com").unwrap()],
+            ports: vec![port(80), PortRange::new(440, 450).unwrap()],
+        },
+        ..shared()
+    };
+    let mut told = vec![];
+    for (slot, policy) in [(1, listed), (2, Policy::allow()), (3, Policy::deny()), (4, shared())] {
+        let attachment = networks.create(&lab.request(slot, policy)).await.unwrap();
+        told.push(attachment.namespace.file_name().unwrap().to_str().unwrap().to_owned());
+    }
+    told.push(lab.host.name.clone());
+    for namespace in told {
+        let rules = rules_in(&namespace);
+        assert!(rules.len() > 20, "{rules:?}");
+        for rule in &rules {
+            let text = rule.to_string();
+            assert!(!text.contains("\"base\""), "nft knows each field by its name: {text}");
+        }
+        let copy = Ns::new(format!("{}copy", lab.host.name));
+        copy.ip("tuntap add tap0 mode tap");
+        let changes: Vec<Value> = rules.iter().map(|object| json!({ "add": object })).collect();
+        let file = std::env::temp_dir().join(format!("{}.json", copy.name));
+        std::fs::write(&file, json!({ "nftables": changes }).to_string()).unwrap();
+        copy.nft(&format!("-j -f {}", file.display()));
+        std::fs::remove_file(&file).unwrap();
+        let copied = rules_in(&copy.name);
+        for (copied, rule) in copied.iter().zip(&rules) {
+            assert_eq!(copied.to_string(), rule.to_string(), "{namespace}");
+        }
+        assert_eq!(copied.len(), rules.len());
+    }
+}
+
+fn port(number: u16) -> PortRange {
+    PortRange::new(number, number).unwrap()
+}
+
+/// Without what is the namespace's own, each object behind what it leads to: the handles, and in which order what has none was made.
+fn rules_in(namespace: &str) -> Vec<Value> {
+    let text = run(&format!("ip netns exec {namespace} nft -j list ruleset"));
+    let listed: Value = serde_json::from_str(&text).unwrap();
+    let mut rules = Vec::new();
+    for object in listed["nftables"].as_array().unwrap() {
+        let (kind, words) = object.as_object().unwrap().iter().next().unwrap();
+        let mut words = words.clone();
+        let is_frames = kind == "chain" && words["family"] == "netdev";
+        let Some(fields) = words.as_object_mut().filter(|_| kind != "metainfo") else { continue };
+        fields.remove("handle");
+        if is_frames {
+            // nft 1.0.6 does not tell the device that it needs to be told.
+            fields.insert("dev".to_owned(), json!("tap0"));
+        }
+        if let Some(Value::Array(elements)) = fields.get_mut("elem") {
+            elements.sort_by_key(ToString::to_string);
+        }
+        rules.push(json!({ kind: words }));
+    }
+    let rank = |object: &Value| {
+        let kinds = ["table", "chain", "set", "map", "rule"];
+        let kind = kinds.iter().position(|kind| object.get(kind).is_some());
+        let chain = object.pointer("/rule/chain");
+        (kind, chain.unwrap_or(object).to_string())
+    };
+    rules.sort_by_key(rank);
+    rules
 }
 
 pub(crate) async fn twenty_networks_are_made_at_once(lab: &Lab) {

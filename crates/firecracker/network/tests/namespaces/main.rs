@@ -61,6 +61,7 @@ fn main() -> ExitCode {
             a_host_that_does_not_forward_is_refused_or_made_to,
             a_scan_tells_what_stands_and_whether_it_is_whole,
             adoption_refuses_what_is_not_there,
+            the_rules_are_those_that_nft_reads_in_them,
             twenty_networks_are_made_at_once
     ];
     flames_conformance_runner::run(Suite {

@@ -13,6 +13,7 @@ mod adoption;
 mod ending;
 mod guest;
 mod lab;
+mod network;
 mod pausing;
 mod preparing;
 mod snapshots;
@@ -26,7 +27,8 @@ use std::time::Duration;
 pub use flames_conformance_runner::{Harness, Time, Unavailable, async_trait, failures};
 use flames_conformance_runner::{Interface, Row, Suite, table};
 use flames_vmm::{
-    AgentChannel, DriverCapabilities, GuestStream, IncarnationName, MachineSpec, StartFrom, VmDriver,
+    AgentChannel, DriverCapabilities, GuestStream, IncarnationName, MachineSpec, NetworkPolicy, NetworkSpec,
+    StartFrom, VmDriver,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -44,6 +46,9 @@ pub struct Capabilities {
     pub diff_snapshot: bool,
     /// Whether user-mode networking works.
     pub user_network: bool,
+    /// Whether the policy of a tap can be replaced while its guest lives; then the fixture has [`Fixture::tap`] and
+    /// [`Fixture::policy_in_place`].
+    pub live_network_policy: bool,
     /// Whether the guest writes on its console while it boots.
     pub guest_writes_console: bool,
     /// Whether something in the guest answers [`Fixture::converse`].
@@ -61,6 +66,7 @@ impl Capabilities {
             snapshot: told.snapshot,
             diff_snapshot: told.diff_snapshot,
             user_network: told.user_network,
+            live_network_policy: told.live_network_policy,
             guest_writes_console: true,
             guest_answers: true,
             guest_powers_off: true,
@@ -76,6 +82,8 @@ impl Capabilities {
             "no_snapshot" => (!self.snapshot, "it has snapshots"),
             "diff_snapshot" => (self.diff_snapshot, "it has no diff snapshots"),
             "user_network" => (self.user_network, "it has no user-mode network"),
+            "live_network_policy" => (self.live_network_policy, "it replaces no policy of a live machine"),
+            "no_live_network_policy" => (!self.live_network_policy, "it replaces policies of live machines"),
             "guest_writes_console" => (self.guest_writes_console, "the guest writes nothing on its console"),
             "guest_answers" => (self.guest_answers, "nothing in the guest answers"),
             "guest_powers_off" => (self.guest_powers_off, "the guest does not power itself off"),
@@ -167,6 +175,16 @@ pub trait Fixture: Send + Sync {
         None
     }
 
+    /// A tap for the machine of [`Fixture::spec`], with a policy that admits nothing; none where the driver has no taps.
+    async fn tap(&self) -> Option<NetworkSpec> {
+        None
+    }
+
+    /// The policy that the machine's tap is under, as seen from outside the driver.
+    async fn policy_in_place(&self, _incarnation: &IncarnationName) -> Option<NetworkPolicy> {
+        panic!("the harness says that policies are replaced, but its fixture has no `policy_in_place`");
+    }
+
     /// How many monitors run on this host, as seen from outside the driver.
     async fn monitors(&self) -> usize;
 
@@ -249,6 +267,11 @@ fn interface() -> Interface<dyn Fixture> {
             deleting_a_snapshot_that_is_not_there_is_no_error if snapshot,
             a_diff_snapshot_builds_on_another if diff_snapshot,
             without_the_capability_a_snapshot_is_not_supported if no_snapshot;
+        network:
+            a_policy_is_replaced_while_its_guest_runs if live_network_policy,
+            a_replaced_policy_outlives_its_driver if live_network_policy,
+            a_machine_without_a_tap_takes_no_policy if live_network_policy,
+            without_the_capability_a_policy_is_not_supported if no_live_network_policy;
         guest:
             a_running_vm_can_be_connected_to if guest_answers,
             connecting_to_what_does_not_run_is_a_conflict,
@@ -299,6 +322,7 @@ mod tests {
                 include_str!("adoption.rs"),
                 include_str!("ending.rs"),
                 include_str!("guest.rs"),
+                include_str!("network.rs"),
                 include_str!("pausing.rs"),
                 include_str!("preparing.rs"),
                 include_str!("snapshots.rs"),
@@ -316,6 +340,7 @@ mod tests {
             snapshot: able,
             diff_snapshot: able,
             user_network: able,
+            live_network_policy: able,
             guest_writes_console: able,
             guest_answers: able,
             guest_powers_off: able,
@@ -330,6 +355,7 @@ mod tests {
             [
                 "without_the_capability_pausing_is_not_supported",
                 "without_the_capability_a_snapshot_is_not_supported",
+                "without_the_capability_a_policy_is_not_supported",
                 "many_connections_are_open_at_once",
             ]
         );

@@ -51,6 +51,10 @@ const CAUGHT: &Caught<Fault> = caught![Fault:
     StatsOfWhatIsGone => what_does_not_run_has_no_statistics;
     UpdateTakesAnyDrive => an_update_is_applied_or_not_supported;
     UpdateTakesWhatDoesNotRun => updating_what_does_not_run_is_a_conflict;
+    ReplacesPoliciesThoughItSaysNot => without_the_capability_a_policy_is_not_supported;
+    PolicyOnlySaysSo => a_policy_is_replaced_while_its_guest_runs;
+    PolicyEndsWithItsDriver => a_replaced_policy_outlives_its_driver;
+    PolicyOfNoTapIsTaken => a_machine_without_a_tap_takes_no_policy;
     PauseDoesNothing => a_paused_vm_is_observed_paused_and_resumes;
     PauseOnlySaysSo => a_paused_guest_does_not_answer;
     PauseTwiceResumes => pausing_twice_changes_nothing;
@@ -95,6 +99,7 @@ fn harness_of(fault: Fault) -> Simulated {
         Fault::SaysExclusive => harness.told.agent_channel = AgentChannel::Exclusive,
         Fault::SaysMultiplexed => harness.told.agent_channel = AgentChannel::Multiplexed,
         Fault::PausesThoughItSaysNot => harness.told.pause = false,
+        Fault::ReplacesPoliciesThoughItSaysNot => harness.told.live_network_policy = false,
         Fault::SavesThoughItSaysNot => (harness.told.snapshot, harness.told.diff_snapshot) = (false, false),
         _ => {}
     }

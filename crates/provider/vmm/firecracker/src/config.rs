@@ -1,12 +1,15 @@
 //! What the driver is told at its start.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flames_error::{Error, Result};
 use flames_firecracker_jail::{JailConfig, Watchdog};
 use flames_firecracker_network::NetworkConfig;
 use flames_host::process::find_program;
+use flames_vmm::IncarnationName;
 use serde_json::Value;
 
 /// How long each kind of call may take.
@@ -62,6 +65,30 @@ pub struct FirecrackerConfig {
     pub watchdog: Option<Watchdog>,
     /// How long calls may take.
     pub deadlines: Deadlines,
+    /// Told when an incarnation's start comes so far; for whoever measures.
+    pub milestones: Option<Milestones>,
+}
+
+/// How far a start is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Milestone {
+    /// All is made, and Firecracker is told next to load a snapshot.
+    Load,
+    /// All is made, and Firecracker is told next to let the guest run, for the first time.
+    Run,
+}
+
+/// What is called at a milestone, in the middle of the start: it must return at once.
+pub type AtMilestone = dyn Fn(&IncarnationName, Milestone) + Send + Sync;
+
+/// See [`AtMilestone`].
+#[derive(Clone)]
+pub struct Milestones(pub Arc<AtMilestone>);
+
+impl fmt::Debug for Milestones {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Milestones(..)")
+    }
 }
 
 /// The environment variables that name the programs, before `PATH` is asked.
@@ -91,6 +118,7 @@ impl FirecrackerConfig {
             console_bytes_per_second: 1024 * 1024,
             watchdog: Some(Watchdog::default()),
             deadlines: Deadlines::default(),
+            milestones: None,
         }
     }
 

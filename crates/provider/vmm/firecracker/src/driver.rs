@@ -182,7 +182,8 @@ impl FirecrackerDriver {
         if vm.has_network.load(Ordering::Acquire) {
             return;
         }
-        let Ok(Some(request)) = vm.folder.spec().map(|record| record.network) else { return };
+        let request = vm.folder.spec().and_then(|record| crate::network::live_request(&vm.folder, &record));
+        let Ok(Some(request)) = request else { return };
         // What cannot be taken over is made anew by the next start; a guest that runs is not to be ended for it.
         if crate::network::bring_up(&self.context, Some(&request)).await.is_ok() {
             vm.has_network.store(true, Ordering::Release);
@@ -231,6 +232,7 @@ impl VmDriver for FirecrackerDriver {
             diff_snapshot: true,
             user_network: false,
             tap_network: networks,
+            live_network_policy: networks,
             guest_cpu: self.guest_cpu(),
             max_vcpus: MAX_VCPUS,
         })

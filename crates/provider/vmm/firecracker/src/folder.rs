@@ -4,6 +4,7 @@
 //! <folder>/<incarnation>/        0700
 //!   spec.json                    what was prepared; written before the folder appears under its name, durable before `prepare` returns
 //!   guest-config                 the configuration disk (0600)
+//!   network-policy.json          the policy that its network is under, where it was replaced
 //!   let-go                       the guest may have run; written before it is let run
 //!   exit.json                    how it ended
 //!   stop-requested               `stop` or `destroy` was called
@@ -21,7 +22,7 @@ use flames_firecracker_network::NetworkRequest;
 use flames_host::files::{
     check_schema, create_private, failed, read_record, remove_if_there, sync_folder, write_record,
 };
-use flames_vmm::{Exit, IncarnationName, MachineSpec};
+use flames_vmm::{Exit, IncarnationName, MachineSpec, NetworkPolicy};
 use serde::{Deserialize, Serialize};
 
 /// The records' format. A reader refuses a newer one.
@@ -29,6 +30,7 @@ pub(crate) const SCHEMA: u32 = 1;
 
 const SPEC: &str = "spec.json";
 const EXIT: &str = "exit.json";
+const NETWORK_POLICY: &str = "network-policy.json";
 const LET_GO: &str = "let-go";
 const STOP_REQUESTED: &str = "stop-requested";
 /// The guest's configuration, as a disk.
@@ -44,6 +46,9 @@ pub(crate) struct SpecRecord {
     pub(crate) guest_config_length: u64,
     /// What was asked of the host's networks.
     pub(crate) network: Option<NetworkRequest>,
+    /// The most bytes of one file that the monitor may write. None in records of earlier drivers: no bound.
+    #[serde(default)]
+    pub(crate) largest_file: Option<u64>,
 }
 
 impl SpecRecord {
@@ -57,6 +62,13 @@ impl SpecRecord {
 struct ExitRecord {
     schema: u32,
     exit: Exit,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NetworkPolicyRecord {
+    schema: u32,
+    policy: NetworkPolicy,
 }
 
 /// The folder of one incarnation.
@@ -133,6 +145,28 @@ impl Folder {
 
     pub(crate) fn write_exit(&self, exit: &Exit) -> Result<()> {
         write_record(&self.path, EXIT, &ExitRecord { schema: SCHEMA, exit: exit.clone() })
+    }
+
+    /// The policy that replaced the one of the specification. `Corrupt` when it cannot be read.
+    pub(crate) fn network_policy(&self) -> Result<Option<NetworkPolicy>> {
+        let record: Option<NetworkPolicyRecord> = read_record(&self.path, NETWORK_POLICY)?;
+        if let Some(record) = &record {
+            check_schema(record.schema, SCHEMA, NETWORK_POLICY)?;
+        }
+        Ok(record.map(|record| record.policy))
+    }
+
+    /// Durable when this returns. None: that of the specification again.
+    pub(crate) fn write_network_policy(&self, policy: Option<&NetworkPolicy>) -> Result<()> {
+        match policy {
+            Some(policy) => {
+                let record = NetworkPolicyRecord { schema: SCHEMA, policy: policy.clone() };
+                write_record(&self.path, NETWORK_POLICY, &record)
+            }
+            None => remove_if_there(&self.join(NETWORK_POLICY))
+                .and_then(|()| sync_folder(&self.path))
+                .map_err(|error| failed("a record cannot be removed", error)),
+        }
     }
 
     /// Whether the guest may have run.

@@ -14,8 +14,10 @@ use std::sync::Arc;
 use flames_error::{Error, ErrorKind, Result};
 use flames_firecracker_api::SnapshotLoad;
 use flames_firecracker_jail::{Jail, Launch};
+use flames_vmm::IncarnationName;
 
 use crate::attached::Attached;
+use crate::config::{Milestone, Milestones};
 use crate::context::Context;
 use crate::folder::{Folder, SpecRecord};
 use crate::machine::{API, SERIAL, VSOCK, check_loaded, configure, configure_output, inside};
@@ -26,6 +28,7 @@ const OPERATION: &str = "vmm.start";
 
 /// What is started.
 pub(crate) struct Launching<'a> {
+    pub(crate) name: &'a IncarnationName,
     pub(crate) folder: &'a Folder,
     pub(crate) jail: &'a Jail,
     pub(crate) record: &'a SpecRecord,
@@ -63,13 +66,17 @@ pub(crate) async fn launch(context: &Arc<Context>, launching: Launching<'_>) -> 
         configure_output(context, &attached.client, version).await?;
         match &loaded {
             None => configure(context, &attached.client, record).await,
-            Some(load) => load_paused(context, &attached, load, record).await,
+            Some(load) => {
+                reached(context, launching.name, Milestone::Load);
+                load_paused(context, &attached, load, record).await
+            }
         }
     };
     if let Err(error) = ready.await {
         return Err(given_up(context, &attached, loaded.is_some(), error).await);
     }
     attached.let_go().await?;
+    reached(context, launching.name, Milestone::Run);
     let runs = match (&loaded, launching.leave_paused) {
         (Some(_), true) => Ok(()),
         (Some(_), false) => attached.client.resume().await,
@@ -95,6 +102,12 @@ pub(crate) async fn launch(context: &Arc<Context>, launching: Launching<'_>) -> 
         Err(error) => return Err(given_up(context, &attached, loaded.is_some(), error).await),
     }
     Ok(attached)
+}
+
+fn reached(context: &Context, name: &IncarnationName, milestone: Milestone) {
+    if let Some(Milestones(tell)) = &context.config.milestones {
+        tell(name, milestone);
+    }
 }
 
 /// Where the monitor's process is put.

@@ -42,7 +42,7 @@ mod updating;
 mod vm;
 mod vsock;
 
-pub use config::{Deadlines, FirecrackerConfig};
+pub use config::{AtMilestone, Deadlines, FirecrackerConfig, Milestone, Milestones};
 pub use driver::FirecrackerDriver;
 pub use flames_firecracker_jail::{JailConfig, SlotRange, Watchdog};
 pub use flames_firecracker_network::{Blocks, ClusterName, NetworkConfig};

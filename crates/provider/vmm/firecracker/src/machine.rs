@@ -79,7 +79,7 @@ pub(crate) fn jail_spec(folder: &Folder, record: &SpecRecord) -> Result<JailSpec
         artefacts,
         limits: Limits::for_guest(spec.vcpus, memory),
         open_files: OPEN_FILES,
-        largest_file: None,
+        largest_file: record.largest_file,
     })
 }
 
@@ -205,6 +205,7 @@ mod tests {
             },
             guest_config_length: 10,
             network: None,
+            largest_file: None,
         }
     }
 

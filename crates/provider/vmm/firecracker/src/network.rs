@@ -14,6 +14,7 @@ use flames_vmm::{AddressRange, Bandwidth, IncarnationName, NetworkPolicy, Networ
 use rustix::thread::UnshareFlags;
 
 use crate::context::Context;
+use crate::folder::{Folder, SpecRecord};
 
 const OPERATION: &str = "vmm.prepare";
 /// The interface's name towards Firecracker.
@@ -53,6 +54,37 @@ pub(crate) fn request(
         tap_owner,
         policy: translated(policy)?,
     }))
+}
+
+/// What the host's networks are asked for by a machine that may have run: under the policy that replaced the one of its making.
+pub(crate) fn live_request(folder: &Folder, record: &SpecRecord) -> Result<Option<NetworkRequest>> {
+    let Some(made) = &record.network else { return Ok(None) };
+    let policy = match folder.network_policy()? {
+        Some(replaced) => translated(&replaced)?,
+        None => made.policy.clone(),
+    };
+    Ok(Some(NetworkRequest { policy, ..made.clone() }))
+}
+
+/// The request of a machine's making under another policy, with the limits of its interface.
+///
+/// Errors: `NotSupported` on a driver without networks; `InvalidInput`, with the field, for a machine without a tap and a policy that
+/// cannot be.
+pub(crate) fn replaced_request(
+    context: &Context,
+    record: &SpecRecord,
+    policy: &NetworkPolicy,
+) -> Result<(NetworkRequest, NetworkInterfacePatch)> {
+    const OPERATION: &str = "vmm.update";
+    if context.config.network.is_none() {
+        let sentence = "This host has no networks for microVMs: configure its address block.";
+        return Err(Error::new(ErrorKind::NotSupported, OPERATION, sentence).with_user_message(sentence));
+    }
+    let (Some(made), NetworkSpec::Tap { .. }) = (&record.network, &record.spec.network) else {
+        return Err(Error::invalid(OPERATION, "network", "The machine has no network of its own."));
+    };
+    let request = NetworkRequest { policy: translated(policy)?, ..made.clone() };
+    Ok((request, limits(policy)?))
 }
 
 /// The place in the host's block whose guest has the address.
@@ -123,16 +155,21 @@ pub(crate) fn interface(network: &NetworkSpec) -> Result<Option<NetworkInterface
 /// The limits of an interface that came out of a snapshot, whose own were others.
 pub(crate) fn limits_after_load(network: &NetworkSpec) -> Result<Option<NetworkInterfacePatch>> {
     let NetworkSpec::Tap { policy, .. } = network else { return Ok(None) };
+    limits(policy).map(Some)
+}
+
+/// The limits of an interface whose own may be others.
+fn limits(policy: &NetworkPolicy) -> Result<NetworkInterfacePatch> {
     // A bucket of no size is no limit.
     let none = || RateLimiter {
         bandwidth: Some(TokenBucket { size: 0, one_time_burst: None, refill_time: 0 }),
         ops: None,
     };
-    Ok(Some(NetworkInterfacePatch {
+    Ok(NetworkInterfacePatch {
         iface_id: INTERFACE.to_owned(),
         tx_rate_limiter: Some(limiter(policy.upload)?.unwrap_or_else(none)),
         rx_rate_limiter: Some(limiter(policy.download)?.unwrap_or_else(none)),
-    }))
+    })
 }
 
 /// A network namespace with nothing in it, for a monitor that needs no network: it shall not see the host's. It ends with the last

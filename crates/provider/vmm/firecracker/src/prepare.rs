@@ -23,6 +23,8 @@ use crate::vm::{Situation, Vm};
 const OPERATION: &str = "vmm.prepare";
 /// Linux's x86 command line has 2048 bytes (`COMMAND_LINE_SIZE`), and Firecracker appends its devices.
 const LONGEST_COMMAND_LINE: usize = 1536;
+/// What a saved guest's devices may take; some hundred KiB in fact.
+const SAVED_DEVICES: u64 = 64 * 1024 * 1024;
 /// So that no two attempts write into one folder.
 static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
 
@@ -67,6 +69,17 @@ fn check_file(field: &'static str, path: &Path) -> Result<()> {
             Err(Error::internal(OPERATION, "a file cannot be looked at").with_field(field).with_source(error))
         }
     }
+}
+
+/// What the monitor writes is no larger than the largest of its disks, or its guest's memory when that is saved. So one that was broken out
+/// of cannot fill the host's disk with a file beside them, nor a disk beyond its size.
+fn largest_file(spec: &MachineSpec) -> Result<u64> {
+    let mut largest = spec.memory_mib.saturating_mul(1024 * 1024).saturating_add(SAVED_DEVICES);
+    for drive in spec.drives.iter().filter(|drive| !drive.read_only) {
+        let size = drive.path.metadata().map_err(|error| failed("a disk cannot be looked at", error))?.len();
+        largest = largest.max(size);
+    }
+    Ok(largest)
 }
 
 fn write_guest_config(folder: &Folder, config: &SecretBytes) -> io::Result<()> {
@@ -150,7 +163,12 @@ impl Vm {
     async fn write(&self, context: &Arc<Context>, mut spec: MachineSpec, user: u32) -> Result<SpecRecord> {
         let network = crate::network::request(context, &self.name, &spec.network, user)?;
         let config = std::mem::replace(&mut spec.guest_config, SecretBytes(Vec::new()));
-        let record = SpecRecord { schema: SCHEMA, spec, guest_config_length: config.0.len() as u64, network };
+        let guest_config_length = config.0.len() as u64;
+        let (record, config) = blocking(move || {
+            let largest_file = Some(largest_file(&spec)?);
+            Ok((SpecRecord { schema: SCHEMA, spec, guest_config_length, network, largest_file }, config))
+        })
+        .await?;
         let (root, folder) = (context.root().to_owned(), self.folder.clone());
         let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
         let half_made = Folder::new(root.join(format!(".new-{}-{attempt}", self.name)));

@@ -308,6 +308,7 @@ impl Vm {
             }
         };
         let launching = Launching {
+            name: &self.name,
             folder: &self.folder,
             jail: &jail,
             record: &record,

@@ -94,6 +94,7 @@ fn main() -> ExitCode {
         snapshot: true,
         diff_snapshot: true,
         user_network: false,
+        live_network_policy: false,
         guest_writes_console: true,
         guest_answers: true,
         guest_powers_off: true,

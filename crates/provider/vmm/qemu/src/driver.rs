@@ -194,6 +194,7 @@ impl VmDriver for QemuDriver {
             guest_cpu: self.accelerations.guest_cpu(context),
             user_network: true,
             tap_network: false,
+            live_network_policy: false,
             // The contract's limit; QEMU's microvm takes 288.
             max_vcpus: 256,
         })
@@ -283,6 +284,10 @@ impl VmDriver for QemuDriver {
                     OPERATION,
                     "a disk's file cannot be replaced live",
                 ));
+            }
+            Update::Network(_) => {
+                let message = "this driver has no taps, and so no policy of one";
+                return Err(Error::new(ErrorKind::NotSupported, OPERATION, message));
             }
         };
         self.on(incarnation, |vm| async move {

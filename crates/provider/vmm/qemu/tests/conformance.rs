@@ -88,6 +88,7 @@ fn main() -> ExitCode {
         snapshot: true,
         diff_snapshot: false,
         user_network: true,
+        live_network_policy: false,
         guest_writes_console: true,
         guest_answers: true,
         guest_powers_off: true,

@@ -107,6 +107,7 @@ impl VmDriver for SimulatedDriver {
             guest_cpu: flames_vmm::GuestCpu::emulated("simulated"),
             user_network: true,
             tap_network: true,
+            live_network_policy: config.live_network_policy,
             max_vcpus: config.max_vcpus,
         };
         let plan = self.plan(Operation::Capabilities, None);

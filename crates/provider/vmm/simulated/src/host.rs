@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use flames_clock::{Clock, Random};
 use flames_error::{Error, Result};
-use flames_vmm::{AgentChannel, Drive, ExitCause, IncarnationName, MachineSpec, Phase};
+use flames_vmm::{AgentChannel, Drive, ExitCause, IncarnationName, MachineSpec, NetworkPolicy, Phase};
 use tokio::sync::broadcast;
 
 use crate::guest::{GuestOrigin, GuestProgram, GuestShared};
@@ -55,6 +55,8 @@ pub struct SimulatedConfig {
     pub snapshot: bool,
     /// Whether a snapshot can be a diff.
     pub diff_snapshot: bool,
+    /// Whether the policy of a tap can be replaced while its guest lives.
+    pub live_network_policy: bool,
     /// The most processors of one machine.
     pub max_vcpus: u32,
     /// What fits on the host. None: all.
@@ -78,6 +80,7 @@ impl Default for SimulatedConfig {
             pause: true,
             snapshot: true,
             diff_snapshot: true,
+            live_network_policy: true,
             max_vcpus: 32,
             capacity: None,
             files: SimulatedFiles::Imagined,
@@ -103,6 +106,8 @@ pub struct MachineView {
     pub balloon_mib: u64,
     /// Its disks, as updated.
     pub drives: Vec<Drive>,
+    /// The policy that its tap is under, as updated. None without a tap.
+    pub network_policy: Option<NetworkPolicy>,
 }
 
 /// A simulated machine room of one: what is on it outlives every driver. Dropping it ends its guests.
@@ -191,6 +196,7 @@ impl SimulatedHost {
                 origin: None,
                 balloon_mib: 0,
                 drives: Vec::new(),
+                network_policy: None,
             });
         };
         let guest = match &machine.stage {
@@ -204,6 +210,7 @@ impl SimulatedHost {
             origin: guest.map(|guest| guest.origin.clone()),
             balloon_mib: machine.balloon_mib,
             drives: machine.drives.clone(),
+            network_policy: machine.network_policy.clone(),
         })
     }
 

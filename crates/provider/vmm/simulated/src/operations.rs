@@ -282,6 +282,15 @@ impl SimulatedHost {
                     || Error::invalid(OPERATION, "drives.name", "The machine has no disk of this name.");
                 known.ok_or_else(no_such)?.path.clone_from(path);
             }
+            Update::Network(_) if !self.config().live_network_policy => {
+                let message = "this host replaces no policy of a live machine";
+                return Err(Error::new(ErrorKind::NotSupported, OPERATION, message));
+            }
+            Update::Network(policy) => {
+                let no_tap =
+                    || Error::invalid(OPERATION, "network", "The machine has no network of its own.");
+                machine.network_policy.as_mut().ok_or_else(no_tap)?.clone_from(policy);
+            }
         }
         Ok(())
     }

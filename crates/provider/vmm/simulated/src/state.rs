@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use flames_clock::Timestamp;
 use flames_error::{Error, ErrorKind, Result};
 use flames_vmm::{
-    Drive, Exit, ExitCause, IncarnationName, MachineSpec, NetworkSpec, Observation, Phase, Prepared,
-    SecretBytes,
+    Drive, Exit, ExitCause, IncarnationName, MachineSpec, NetworkPolicy, NetworkSpec, Observation, Phase,
+    Prepared, SecretBytes,
 };
 
 use crate::console::ConsoleLog;
@@ -108,6 +108,7 @@ pub(crate) struct Machine {
     pub(crate) console: Arc<Mutex<ConsoleLog>>,
     pub(crate) balloon_mib: u64,
     pub(crate) drives: Vec<Drive>,
+    pub(crate) network_policy: Option<NetworkPolicy>,
 }
 
 #[derive(Debug)]
@@ -286,6 +287,10 @@ impl State {
             console: Arc::new(Mutex::new(ConsoleLog::new(console_limit))),
             balloon_mib: 0,
             drives: spec.drives.clone(),
+            network_policy: match &spec.network {
+                NetworkSpec::Tap { policy, .. } => Some(policy.clone()),
+                NetworkSpec::None | NetworkSpec::User { .. } => None,
+            },
         };
         self.places.insert(name.clone(), Place::Made(Box::new(machine)));
         Ok(prepared)

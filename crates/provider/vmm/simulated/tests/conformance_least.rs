@@ -12,6 +12,7 @@ fn main() -> std::process::ExitCode {
         pause: false,
         snapshot: false,
         diff_snapshot: false,
+        live_network_policy: false,
         ..SimulatedConfig::default()
     };
     flames_conformance_runner::run(harness::Simulated::new(host).suite())

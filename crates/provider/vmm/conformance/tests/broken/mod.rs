@@ -12,8 +12,8 @@ use bytes::Bytes;
 use flames_error::{Error, ErrorKind, Result};
 use flames_vmm::{
     AgentChannel, ConsoleChunk, DriverCapabilities, ExitCause, Found, GuestStream, IncarnationName,
-    MachineSpec, Observation, Phase, Prepared, SnapshotArtefacts, SnapshotKind, StartFrom, Stats, StopHow,
-    Update, VmDriver,
+    MachineSpec, NetworkPolicy, Observation, Phase, Prepared, SnapshotArtefacts, SnapshotKind, StartFrom,
+    Stats, StopHow, Update, VmDriver,
 };
 use flames_vmm_conformance::async_trait;
 use flames_vmm_simulated::SimulatedDriver;
@@ -61,6 +61,10 @@ pub(crate) enum Fault {
     StatsOfWhatIsGone,
     UpdateTakesAnyDrive,
     UpdateTakesWhatDoesNotRun,
+    ReplacesPoliciesThoughItSaysNot,
+    PolicyOnlySaysSo,
+    PolicyEndsWithItsDriver,
+    PolicyOfNoTapIsTaken,
     PauseDoesNothing,
     PauseOnlySaysSo,
     PauseTwiceResumes,
@@ -232,6 +236,14 @@ impl VmDriver for Broken {
                     self.inner.stop(&found.incarnation, StopHow::Kill).await?;
                 }
             }
+            Fault::PolicyEndsWithItsDriver => {
+                for found in &found {
+                    let _ = self
+                        .inner
+                        .update(&found.incarnation, &Update::Network(NetworkPolicy::default()))
+                        .await;
+                }
+            }
             _ => {}
         }
         Ok(found)
@@ -337,6 +349,11 @@ impl VmDriver for Broken {
         let takes = match update {
             Update::DrivePath { .. } => self.is(Fault::UpdateTakesAnyDrive),
             Update::BalloonMib(_) => self.is(Fault::UpdateTakesWhatDoesNotRun),
+            Update::Network(_) => {
+                let machine = self.inner.host().machine(name);
+                let has_tap = machine.is_some_and(|machine| machine.network_policy.is_some());
+                self.is(Fault::PolicyOnlySaysSo) || (self.is(Fault::PolicyOfNoTapIsTaken) && !has_tap)
+            }
         };
         if takes { Ok(()) } else { self.inner.update(name, update).await }
     }

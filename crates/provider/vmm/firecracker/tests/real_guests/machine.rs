@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use flames_error::ErrorKind;
-use flames_vmm::{ExitCause, Phase, Update, VmDriver};
+use flames_vmm::{Drive, ExitCause, Phase, StartFrom, Update, VmDriver};
 use flames_vmm_firecracker::Watchdog;
 use futures::StreamExt;
 use tokio::io::AsyncReadExt;
@@ -61,6 +61,61 @@ pub(crate) async fn a_monitor_is_confined(host: &Host) {
         assert!(core.split_ascii_whitespace().filter(|word| *word == "0").count() == 2, "{core}");
     }
     assert_eq!(users.len(), 2, "a user each");
+}
+
+/// Whether this process has the capability of this number (linux/capability.h).
+fn has_capability(number: u32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    u64::from_str_radix(line.trim(), 16).unwrap() & (1 << number) != 0
+}
+
+/// The first is an image that many machines share, the second this machine's own.
+pub(crate) async fn disks_are_shared_or_sparse_and_bounded_and_none_is_copied(host: &Host) {
+    const SIZE: u64 = 256 * 1024 * 1024;
+    let driver = host.driver();
+    let incarnation = name("inc_disks");
+    let (image, layer) = (host.folder.path().join("image"), host.folder.path().join("layer"));
+    std::fs::write(&image, vec![7; 1024 * 1024]).unwrap();
+    std::fs::set_permissions(&image, std::fs::Permissions::from_mode(0o444)).unwrap();
+    std::fs::File::create(&layer).unwrap().set_len(SIZE).unwrap();
+    let drive = |name: &str, path: &std::path::Path, read_only| Drive {
+        name: name.to_owned(),
+        path: path.to_owned(),
+        read_only,
+    };
+    let mut machine = spec();
+    machine.drives =
+        vec![drive("image", &image, true), drive("layer", &layer, false), drive("more", &image, true)];
+    driver.prepare(&incarnation, &machine).await.unwrap();
+    let drives = host.config().jail.cluster_folder().join("inc_disks/firecracker/inc-disks/root/drives");
+    for (inside, outside) in [("image", &image), ("layer", &layer), ("more", &image)] {
+        let (found, source) = (drives.join(inside).metadata().unwrap(), outside.metadata().unwrap());
+        assert_eq!((found.dev(), found.ino()), (source.dev(), source.ino()), "{inside} is the file itself");
+    }
+    assert!(layer.metadata().unwrap().blocks() * 512 < 64 * 1024, "nothing is written ahead");
+    driver.start(&incarnation, StartFrom::Boot, true).await.unwrap();
+    let pid = driver.observe(&incarnation).await.unwrap().pid.unwrap();
+    let largest = || {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max file size")).unwrap().to_owned();
+        line.split_ascii_whitespace().nth(3).unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(largest(), SIZE, "the monitor writes no larger file than its largest disk");
+    std::fs::OpenOptions::new().write(true).open(&layer).unwrap().set_len(2 * SIZE).unwrap();
+    let grown = Update::DrivePath { name: "layer".to_owned(), path: layer.clone() };
+    let answer = driver.update(&incarnation, &grown).await;
+    if has_capability(24) {
+        answer.unwrap();
+        assert_eq!(largest(), 2 * SIZE, "a disk that was made larger may be written to its end");
+    } else {
+        // Without CAP_SYS_RESOURCE nobody raises a limit; then it is said, and nothing has changed.
+        assert_eq!(answer.unwrap_err().kind(), ErrorKind::PermissionDenied);
+        assert_eq!(largest(), SIZE);
+    }
+    driver.destroy(&incarnation).await.unwrap();
+    let (owner, links) = (layer.metadata().unwrap().uid(), image.metadata().unwrap().nlink());
+    assert_eq!((owner, links), (0, 1), "they are root's again, and nobody else's");
 }
 
 pub(crate) async fn a_guest_calls_its_host(host: &Host) {

@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod machine;
+mod policies;
 mod recovery;
 mod rounds;
 mod saving;
@@ -53,11 +54,15 @@ fn main() -> ExitCode {
         machine:
             a_guest_is_told_its_configuration_which_only_its_user_reads,
             a_monitor_is_confined,
+            disks_are_shared_or_sparse_and_bounded_and_none_is_copied,
             a_guest_calls_its_host,
             a_flood_on_the_console_stays_in_its_bounds,
             a_paused_guest_runs_on_after_its_resume,
             a_balloon_leaves_enough,
             a_monitor_that_does_not_answer_is_killed_with_the_reason;
+        policies:
+            a_policy_is_replaced_while_its_guest_runs_and_outlives_the_driver,
+            a_policy_that_cannot_be_changes_nothing;
         saving:
             a_chain_of_diffs_is_restored,
             a_snapshot_is_roots_and_is_taken_once_under_its_name

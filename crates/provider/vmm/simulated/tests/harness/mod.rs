@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use flames_clock::{SeededRandom, SimulatedClock};
 use flames_conformance_runner::Suite;
-use flames_vmm::{BootSource, IncarnationName, MachineSpec, NetworkSpec, SecretBytes, VmDriver};
+use flames_vmm::{
+    BootSource, IncarnationName, MachineSpec, NetworkPolicy, NetworkSpec, SecretBytes, VmDriver,
+};
 use flames_vmm_conformance::{Capabilities, Fixture, Harness, Time, async_trait};
 use flames_vmm_simulated::{GuestOrigin, SimulatedConfig, SimulatedDriver, SimulatedFiles, SimulatedHost};
 use tempfile::TempDir;
@@ -35,6 +37,7 @@ impl Simulated {
             snapshot: config.snapshot,
             diff_snapshot: config.diff_snapshot,
             user_network: true,
+            live_network_policy: config.live_network_policy,
             guest_writes_console: true,
             guest_answers: true,
             guest_powers_off: true,
@@ -106,6 +109,19 @@ impl Fixture for Host {
             guest_config: SecretBytes(b"configuration".to_vec()),
             network: NetworkSpec::None,
         }
+    }
+
+    async fn tap(&self) -> Option<NetworkSpec> {
+        Some(NetworkSpec::Tap {
+            address: ("10.9.0.2".parse().unwrap(), 30),
+            gateway: "10.9.0.1".parse().unwrap(),
+            mac: [2, 0, 0, 0, 0, 1],
+            policy: NetworkPolicy::default(),
+        })
+    }
+
+    async fn policy_in_place(&self, incarnation: &IncarnationName) -> Option<NetworkPolicy> {
+        self.host.machine(incarnation)?.network_policy
     }
 
     async fn crash(&self, incarnation: &IncarnationName) {
