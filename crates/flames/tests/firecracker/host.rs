@@ -225,14 +225,7 @@ impl Host {
             found.extend(left.map(|path| format!("group {}", path.display())));
         }
         let jails = data.join("firecracker/jails");
-        let folders = [
-            data.join("firecracker/incarnations"),
-            jails.join(&cluster),
-            jails.join(".slots"),
-            data.join("controller/incarnations"),
-            data.join("controller/logs"),
-            data.join("controller/disks"),
-        ];
+        let folders = [data.join("firecracker/incarnations"), jails.join(&cluster), jails.join(".slots")];
         for path in folders.iter().flat_map(|folder| entries(folder)) {
             if !path.ends_with(".lock") {
                 found.push(path.display().to_string());
@@ -252,6 +245,7 @@ impl Host {
         let installation = &self.installation;
         assert_eq!(installation.run(&["-q", "ps", "--all"]).ok(), "");
         assert_eq!(self.residue(), Vec::<String>::new());
+        installation.books_are_closed();
         let controllers = installation.run(&["--json", "controllers"]).json();
         assert_eq!(controllers[0]["address_block"]["taken"], 0, "{controllers:#}");
         assert_eq!(controllers[0]["reserved"]["vms"], 0, "{controllers:#}");

@@ -119,10 +119,7 @@ fn start(installation: &Installation, name: &str, script: &str) {
 fn assert_clean(installation: &Installation) {
     assert_eq!(installation.machines(), Vec::<u32>::new());
     assert_eq!(installation.run(&["-q", "ps", "--all"]).ok(), "");
-    for folder in ["controller/incarnations", "controller/logs", "controller/disks"] {
-        let left: Vec<_> = fs::read_dir(installation.data().join(folder)).unwrap().flatten().collect();
-        assert!(left.is_empty(), "{folder} holds {left:?}");
-    }
+    installation.books_are_closed();
     let machines = fs::read_dir(installation.data().join("machines")).unwrap().flatten();
     let left: Vec<_> =
         machines.filter(|entry| entry.file_name().to_string_lossy().starts_with("inc_")).collect();

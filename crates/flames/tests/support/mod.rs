@@ -133,6 +133,14 @@ pub(crate) struct Installation {
 }
 
 impl Installation {
+    /// Nothing is left of what the controller keeps of VMs. It hears a moment after a VM is gone that nobody asks of it any more.
+    pub(crate) fn books_are_closed(&self) {
+        for folder in ["incarnations", "logs", "disks"] {
+            let path = self.data().join("controller").join(folder);
+            eventually(folder, || fs::read_dir(&path).unwrap().next().is_none().then_some(()));
+        }
+    }
+
     pub(crate) fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap(), namespace: None, up: None, log: None }
     }
