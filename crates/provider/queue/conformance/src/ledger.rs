@@ -201,8 +201,9 @@ impl<'f> Ledger<'f> {
     async fn ack(&self, queue: &dyn WorkQueue, job: &Job) {
         // Whether it takes or not, from here on the job may be delivered again if it was signalled.
         self.entries.lock().unwrap().jobs.entry(job.id.clone()).or_default().leased_until = None;
-        let asked = self.now();
         let answer = in_time(self.fixture, "an ack", queue.ack(&job.lease.token)).await;
+        // A lease may end while it is asked for: what counts is whether it had ended when the answer came.
+        let held = is_held(job, self.fixture);
         let mut entries = self.entries.lock().unwrap();
         match answer {
             Ok(()) => {
@@ -210,7 +211,6 @@ impl<'f> Ledger<'f> {
                 entries.jobs.entry(job.id.clone()).or_default().is_acknowledged = true;
             }
             Err(error) if error.kind() == ErrorKind::LeaseLost => {
-                let held = asked < job_lease_end(job, self.fixture);
                 assert!(!held, "{}: the lease of {job:?} was lost before its end: {error:?}", self.when);
             }
             Err(error) => {
@@ -250,11 +250,9 @@ impl<'f> Ledger<'f> {
     }
 }
 
-/// The earliest end of a job's lease by our clock.
-fn job_lease_end(job: &Job, fixture: &dyn Fixture) -> Monotonic {
-    let clock = fixture.clock();
-    let left = job.lease.expires_at.duration_since(clock.now());
-    let left = Duration::try_from(left).unwrap_or(Duration::ZERO);
-    // The clocks agree to within a tenth of a unit.
-    clock.monotonic().saturating_add(left.saturating_sub(fixture.unit() / 5))
+/// Whether a job's lease has surely not ended yet. The clocks agree to within a tenth of a unit.
+fn is_held(job: &Job, fixture: &dyn Fixture) -> bool {
+    let left = job.lease.expires_at.duration_since(fixture.clock().now());
+    // Nothing is left of one that has ended.
+    Duration::try_from(left).is_ok_and(|left| left > fixture.unit() / 5)
 }

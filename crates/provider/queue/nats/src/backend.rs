@@ -87,11 +87,6 @@ impl Backend {
             && self.context.client().connection_state() == Connection::Connected
     }
 
-    /// How many connections the client has made.
-    fn connects(&self) -> u64 {
-        self.context.client().statistics().connects.load(Ordering::Relaxed)
-    }
-
     /// Ends the connection, after what was sent.
     pub(crate) async fn close(&self) {
         self.is_closed.store(true, Ordering::Relaxed);
@@ -171,20 +166,10 @@ impl Backend {
             message = message.ttl(DONE_KEPT);
         }
         self.publications.fetch_add(1, Ordering::Relaxed);
-        let connection = self.connects();
         let publish = async { self.context.send_publish(subject, message).await?.await };
         match self.clock.timeout(limit, publish).await {
             Ok(Ok(acknowledged)) => Ok(acknowledged.sequence),
-            Ok(Err(error)) => Err(match error::published(operation, error) {
-                // The client sends again what it may not have sent whole before its connection was lost. Then the first may have been
-                // taken, its answer lost, and it is the second that comes too late.
-                NotWritten::Conflict(_) if self.connects() != connection => NotWritten::Failed(Error::new(
-                    ErrorKind::OutcomeUnknown,
-                    operation,
-                    "the connection to NATS was lost while it was asked",
-                )),
-                not_written => not_written,
-            }),
+            Ok(Err(error)) => Err(error::published(operation, error)),
             Err(late) => Err(NotWritten::Failed(
                 Error::new(ErrorKind::OutcomeUnknown, operation, "NATS did not answer in time")
                     .with_source(late),

@@ -70,7 +70,6 @@ impl Feed {
         let client = backend.context.client();
         let connects = || client.statistics().connects.load(Ordering::Relaxed);
         let connection = connects();
-        view.time.forget_samples_at_next();
         let asked = view.clock.monotonic();
         let at_start = backend.stream_now(FOLLOW, self.operation_deadline).await?;
         view.time.learn(at_start.time, asked);

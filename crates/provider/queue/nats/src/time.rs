@@ -6,15 +6,20 @@ use std::time::Duration;
 
 use flames_clock::{Clock, Monotonic, Timestamp};
 
-/// How long a sample is preferred over one that took longer.
-const SAMPLE_AGE: Duration = Duration::from_secs(30);
+/// By how much a sample may be wrong besides its round trip: times are told in whole milliseconds.
+const ROUNDING: i64 = 1;
+
+/// Two clocks drift apart by at most one part in so many: more than the fastest slew of an NTP client (500 ppm) and an oscillator's error
+/// together. So an old sample gives way to a new one that is a little worse.
+const DRIFT: i64 = 1_000;
 
 /// By how many milliseconds a clock was set back that seems to be earlier, and is not only known better.
 const SET_BACK: i64 = 1_000;
 
 /// Tells the server's time without asking it each time: its answers to other questions carry it, and between them this process's
 /// monotonic clock runs on. So a wall clock that jumps here changes nothing, and all processes judge by one clock, each to within half
-/// the round trip of its best sample and the drift since.
+/// the round trip of its best sample and the drift since. A slow answer does not replace what is known better; one that contradicts it
+/// does, however slow: the clock was set, or another server answers.
 #[derive(Debug)]
 pub(crate) struct ServerTime {
     clock: Arc<dyn Clock>,
@@ -27,8 +32,16 @@ pub(crate) struct ServerTime {
 struct Sample {
     /// Server time in milliseconds since the Unix epoch, less this process's monotonic time.
     offset: i64,
-    round_trip: Duration,
+    /// By how many milliseconds that was wrong at most when it was taken.
+    error: i64,
     taken: Monotonic,
+}
+
+impl Sample {
+    /// By how many milliseconds it is wrong at most at `now`.
+    fn error_at(&self, now: Monotonic) -> i64 {
+        self.error.saturating_add(millis(now.saturating_since(self.taken)) / DRIFT)
+    }
 }
 
 impl ServerTime {
@@ -39,22 +52,17 @@ impl ServerTime {
     /// Learns from an answer made at `told`, to a question asked at `asked` and answered now.
     pub(crate) fn learn(&self, told: Timestamp, asked: Monotonic) {
         let taken = self.clock.monotonic();
-        let round_trip = taken.saturating_since(asked);
-        let middle = millis(asked.since_origin() + round_trip / 2);
-        let new = Sample { offset: told.as_millisecond() - middle, round_trip, taken };
+        let half = taken.saturating_since(asked) / 2;
+        let middle = millis(asked.since_origin() + half);
+        let new = Sample { offset: told.as_millisecond() - middle, error: millis(half) + ROUNDING, taken };
         let mut sample = self.sample.lock().unwrap_or_else(PoisonError::into_inner);
-        let keeps_old = sample
-            .is_some_and(|old| old.round_trip < round_trip && taken.saturating_since(old.taken) < SAMPLE_AGE);
+        let keeps_old = sample.is_some_and(|old| {
+            let error = old.error_at(taken);
+            let agree = old.offset.abs_diff(new.offset) <= error.saturating_add(new.error).unsigned_abs();
+            agree && error < new.error
+        });
         if !keeps_old {
             *sample = Some(new);
-        }
-    }
-
-    /// Forgets what was learnt: another server may answer from now on.
-    pub(crate) fn forget_samples_at_next(&self) {
-        let mut sample = self.sample.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sample) = &mut *sample {
-            sample.round_trip = Duration::MAX;
         }
     }
 
@@ -112,7 +120,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_sample_of_the_shorter_round_trip_counts_until_it_is_old() {
+    async fn a_slow_answer_changes_nothing_that_is_known_better_until_that_is_old() {
+        let clock = Arc::new(SimulatedClock::at_fixed_start());
+        let time = ServerTime::new(Arc::<SimulatedClock>::clone(&clock));
+        let at = |millis| Timestamp::from_millisecond(millis).unwrap();
+        time.learn(at(1_000_000), clock.monotonic());
+        // Its question was held up: told just before it was answered, it would be taken for a second later than it is.
+        let asked = clock.monotonic();
+        clock.sleep(Duration::from_secs(2)).await;
+        time.learn(at(1_002_000), asked);
+        assert_eq!(time.now(), 1_002_000);
+        // By now the first may be wrong by as much as the second was.
+        clock.sleep(Duration::from_secs(1_100)).await;
+        let asked = clock.monotonic();
+        clock.sleep(Duration::from_secs(2)).await;
+        time.learn(at(1_104_000), asked);
+        assert_eq!(time.now(), 1_105_000, "half the round trip after it was told");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_answer_that_contradicts_what_is_known_is_believed() {
         let clock = Arc::new(SimulatedClock::at_fixed_start());
         let time = ServerTime::new(Arc::<SimulatedClock>::clone(&clock));
         let at = |millis| Timestamp::from_millisecond(millis).unwrap();
@@ -120,11 +147,6 @@ mod tests {
         let asked = clock.monotonic();
         clock.sleep(Duration::from_secs(2)).await;
         time.learn(at(9_000_000), asked);
-        assert_eq!(time.now(), 1_002_000);
-        clock.sleep(SAMPLE_AGE).await;
-        let asked = clock.monotonic();
-        clock.sleep(Duration::from_secs(2)).await;
-        time.learn(at(9_000_000), asked);
-        assert_eq!(time.now(), 9_001_000, "half the round trip after it was told");
+        assert_eq!(time.now(), 9_001_000);
     }
 }
