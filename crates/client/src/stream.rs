@@ -105,6 +105,7 @@ impl FrameStream {
         let inward = async {
             while let Some(frame) = receiver.next().await? {
                 match frame {
+                    StreamFrame::Connected => {}
                     StreamFrame::Data(data) => writer.write_all(&data).await.map_err(broken)?,
                     StreamFrame::End => break,
                     _ => {

@@ -7,7 +7,7 @@
 //! was over sets it right at its next pass.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flames_clock::{Clock, ClockExt};
@@ -17,6 +17,7 @@ use flames_model::{Incarnation, IncarnationState, ProjectName, Vm, VmId, VmSpec,
 use flames_records::{Hint, HintStream, MAX_PAGE, Records, VmEntry, VmFilter};
 use flames_service::LinkTarget;
 use futures::{FutureExt, StreamExt};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// After hints were lost, others may be: what they would have told is gathered this long.
@@ -40,29 +41,31 @@ impl Default for RouteConfig {
 /// The VMs that rest (are stopped or paused) and are woken by a request for one of their ports. Who keeps the routes keeps it true; an ingress
 /// asks it at each request, so it answers from memory.
 #[derive(Debug, Default)]
-pub struct RestingVms(RwLock<HashSet<VmId>>);
+pub struct RestingVms(watch::Sender<HashSet<VmId>>);
 
 impl RestingVms {
     /// Whether a request for this VM is to wake it.
     pub fn contains(&self, vm: VmId) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(&vm)
+        self.0.borrow().contains(&vm)
+    }
+
+    /// Waits until a request for this VM finds it awake, and its routes with it. Cancel-safe.
+    pub async fn awake(&self, vm: VmId) {
+        // The sender lives as long as this.
+        let _ = self.0.subscribe().wait_for(|resting| !resting.contains(&vm)).await;
     }
 
     fn set(&self, vm: VmId, rests: bool) {
-        if self.contains(vm) == rests {
-            return;
-        }
-        let mut vms = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if rests {
-            vms.insert(vm);
-        } else {
-            vms.remove(&vm);
-        }
+        self.0.send_if_modified(|vms| if rests { vms.insert(vm) } else { vms.remove(&vm) });
     }
 
     /// Forgets all but these.
     fn retain(&self, known: &HashSet<VmId>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|vm| known.contains(vm));
+        self.0.send_if_modified(|vms| {
+            let before = vms.len();
+            vms.retain(|vm| known.contains(vm));
+            vms.len() != before
+        });
     }
 }
 

@@ -15,6 +15,7 @@ impl AcceptedStream {
     pub(super) async fn tcp(&self, port: u16, to: &ToClient, from: &mut FromClient) -> Served {
         let guest = self.guest().await?;
         let connection = self.ask(guest.tcp(port)).await?;
+        to.send(StreamFrame::Connected).await?;
         let (read, write) = tokio::io::split(connection);
         let (outward, inward) = (carry_out(read, to), carry_in(write, from));
         tokio::pin!(outward, inward);

@@ -271,6 +271,7 @@ async fn a_tcp_connection_carries_both_ways_and_a_closed_port_is_an_error() {
     }
     client.send(StreamFrame::End).await;
     let frames = client.rest().await;
+    assert_eq!(frames.first(), Some(&StreamFrame::Connected));
     assert_eq!(text(&frames).len(), 1_000);
     assert_eq!(frames.last(), Some(&StreamFrame::End));
     let frames = Client::open(&controller, id, StreamRequest::Tcp { port: 81 }).rest().await;

@@ -44,12 +44,14 @@ impl Dial for GuestDial {
         async move {
             let starting = || Error::unavailable("ingress.dial", "the control plane is starting");
             let service = self.service.get().ok_or_else(starting)?;
-            let opening = service.open_link(target?, LinkStream::Tcp(port));
-            let channel = service.clock().timeout(OPENING, opening).await.unwrap_or_else(|late| {
+            let target = target?;
+            let opening =
+                async { TcpOverLink::connect(service.open_link(target, LinkStream::Tcp(port)).await?).await };
+            let connection = service.clock().timeout(OPENING, opening).await.unwrap_or_else(|late| {
                 Err(Error::unavailable("ingress.dial", "the guest's host did not answer in time")
                     .with_source(late))
             })?;
-            Ok(Box::new(TcpOverLink::new(channel)) as Box<dyn Duplex>)
+            Ok(Box::new(connection) as Box<dyn Duplex>)
         }
         .boxed()
     }
@@ -124,18 +126,14 @@ impl WakeTarget for Waker {
                 }
             }
             // Its routes follow in a moment; until then it counts as resting.
-            while self.resting.contains(id) && service.clock().monotonic() < until {
-                service.clock().sleep(ROUTED).await;
-            }
-            Ok(())
+            let left = until.saturating_since(service.clock().monotonic());
+            service.clock().timeout(left, self.resting.awake(id)).await.map_err(|late| {
+                Error::unavailable("ingress.wake", "the VM runs and has no routes").with_source(late)
+            })
         }
         .boxed()
     }
 }
-
-/// The pause between looks whether a VM that runs again has its routes.
-#[cfg(feature = "proxy")]
-const ROUTED: Duration = Duration::from_millis(2);
 
 /// The URLs that the ingress gives the routes of reconciliation, which have no host names of their own.
 #[derive(Debug)]

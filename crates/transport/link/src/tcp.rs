@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use flames_error::{Error, ErrorKind, Result};
 use flames_service::LinkChannel;
 use flames_wire::stream::StreamFrame;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -26,13 +27,21 @@ pub struct TcpOverLink {
 }
 
 impl TcpOverLink {
-    /// Over a channel that was just opened.
-    pub fn new(channel: LinkChannel) -> Self {
-        Self {
-            sender: PollSender::new(channel.sender),
-            receiver: channel.receiver,
-            received: Bytes::new(),
-            read_ended: false,
+    /// Waits until the connection stands that a channel was opened for. The caller sets the deadline; giving up cuts the connection off.
+    ///
+    /// Errors: as the host tells, `Unavailable` when nothing listens there; `Unavailable` when the channel ends.
+    pub async fn connect(mut channel: LinkChannel) -> Result<Self> {
+        const OPERATION: &str = "link.tcp";
+        let ended = || Error::unavailable(OPERATION, "the stream ended before the connection stood");
+        match StreamFrame::decode(channel.receiver.recv().await.ok_or_else(ended)?)? {
+            StreamFrame::Connected => Ok(Self {
+                sender: PollSender::new(channel.sender),
+                receiver: channel.receiver,
+                received: Bytes::new(),
+                read_ended: false,
+            }),
+            StreamFrame::Error(error) => Err(error.into_error(OPERATION)),
+            _ => Err(Error::new(ErrorKind::Corrupt, OPERATION, "a frame before the connection stood")),
         }
     }
 
@@ -109,14 +118,31 @@ mod tests {
 
     use super::*;
 
+    async fn connected() -> (TcpOverLink, LinkChannel) {
+        let (ours, other) = LinkChannel::pair();
+        other.sender.send(StreamFrame::Connected.encode().unwrap()).await.unwrap();
+        (TcpOverLink::connect(ours).await.unwrap(), other)
+    }
+
+    #[tokio::test]
+    async fn a_port_that_nothing_listens_on_is_unavailable_and_no_connection_that_ends() {
+        for said in [Some(StreamFrame::error(&Error::unavailable("test", "refused"))), None] {
+            let (ours, other) = LinkChannel::pair();
+            if let Some(said) = said {
+                other.sender.send(said.encode().unwrap()).await.unwrap();
+            }
+            drop(other);
+            assert_eq!(TcpOverLink::connect(ours).await.unwrap_err().kind(), ErrorKind::Unavailable);
+        }
+    }
+
     async fn frame(channel: &mut LinkChannel) -> Option<StreamFrame> {
         channel.receiver.recv().await.map(|frame| StreamFrame::decode(frame).unwrap())
     }
 
     #[tokio::test]
     async fn bytes_pass_both_ways_and_each_half_ends_for_itself() {
-        let (ours, mut other) = LinkChannel::pair();
-        let mut stream = TcpOverLink::new(ours);
+        let (mut stream, mut other) = connected().await;
         stream.write_all(b"ping").await.unwrap();
         assert_eq!(frame(&mut other).await, Some(StreamFrame::Data("ping".into())));
         stream.shutdown().await.unwrap();
@@ -131,8 +157,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_is_cut_off_is_an_error_and_no_end() {
-        let (ours, other) = LinkChannel::pair();
-        let mut stream = TcpOverLink::new(ours);
+        let (mut stream, other) = connected().await;
         drop(other);
         assert_eq!(stream.read_u8().await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         assert!(stream.write_all(&[0; 10]).await.is_err());
@@ -140,8 +165,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_written_waits_for_the_other_side() {
-        let (ours, other) = LinkChannel::pair();
-        let mut stream = TcpOverLink::new(ours);
+        let (mut stream, other) = connected().await;
         let much = vec![7; PIECE * (LinkChannel::DEPTH + 4)];
         let writing = tokio::time::timeout(std::time::Duration::from_millis(50), stream.write_all(&much));
         assert!(writing.await.is_err(), "more was taken than the channel holds");

@@ -63,6 +63,8 @@ pub enum StreamFrame {
     Data(Bytes),
     /// No more data in this direction.
     End,
+    /// The TCP connection inside the guest stands.
+    Connected,
     /// An operation on files.
     FileRequest(FileRequest),
     /// The answer to one.
@@ -132,6 +134,7 @@ impl StreamFrame {
             Self::Error(error) => json(21, error)?,
             Self::Data(data) => plain(32, data),
             Self::End => plain(33, &[]),
+            Self::Connected => plain(34, &[]),
             Self::FileRequest(request) => json(48, request)?,
             Self::FileAnswer(answer) => json(49, answer)?,
             Self::ProcessRequest(request) => json(50, request)?,
@@ -179,6 +182,7 @@ impl StreamFrame {
             21 => Ok(Self::Error(parse(&frame)?)),
             32 => Ok(Self::Data(frame)),
             33 => nothing(&frame, Self::End),
+            34 => nothing(&frame, Self::Connected),
             48 => Ok(Self::FileRequest(parse(&frame)?)),
             49 => Ok(Self::FileAnswer(parse(&frame)?)),
             50 => Ok(Self::ProcessRequest(parse(&frame)?)),
@@ -216,6 +220,7 @@ mod tests {
             StreamFrame::error(&Error::not_found("test", "process", "p").with_code("PROCESS_NOT_FOUND")),
             StreamFrame::Data(data),
             StreamFrame::End,
+            StreamFrame::Connected,
             StreamFrame::FileRequest(FileRequest::Rename { from: "/a".to_owned(), to: "/b".to_owned() }),
             StreamFrame::FileAnswer(FileAnswer::Ready),
             StreamFrame::ProcessRequest(ProcessRequest::Signal {

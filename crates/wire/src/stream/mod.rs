@@ -17,6 +17,7 @@
 //! | 21 | [`Error`](StreamFrame::Error) | from the guest | JSON of a [`StreamError`]; the stream ends with it |
 //! | 32 | [`Data`](StreamFrame::Data) | both | bytes of a file, a console or a TCP connection |
 //! | 33 | [`End`](StreamFrame::End) | both | nothing: no more data in this direction |
+//! | 34 | [`Connected`](StreamFrame::Connected) | from the guest | nothing: the connection stands |
 //! | 48 | [`FileRequest`](StreamFrame::FileRequest) | to the guest | JSON of a [`FileRequest`] |
 //! | 49 | [`FileAnswer`](StreamFrame::FileAnswer) | from the guest | JSON of a [`FileAnswer`] |
 //! | 50 | [`ProcessRequest`](StreamFrame::ProcessRequest) | to the guest | JSON of a [`ProcessRequest`] |
@@ -31,7 +32,7 @@
 //! | attach | `Started`; output from the offset asked for; as exec |
 //! | logs | `Stdout`, `Stderr`, `Truncated`; `End` when all is told and `follow` is not asked for, or the run is over |
 //! | console | `Data`; `End` likewise |
-//! | tcp | `Data` both ways; `End` closes one direction |
+//! | tcp | `Connected`, before which nothing came of what was sent; `Data` both ways; `End` closes one direction |
 //! | files, read | `FileRequest`; answer `Info`, then `Data`, `End` |
 //! | files, write | `FileRequest`; answer `Ready`; `Data`, `End`; answer `Info`, `End` |
 //! | files, list | `FileRequest`; answers `Entries`, one or more; `End` |

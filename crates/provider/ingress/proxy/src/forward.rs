@@ -194,7 +194,10 @@ async fn find(shared: &Shared, host: &str) -> Result<Arc<Live>, Refusal> {
         let found = shared.table.find(host);
         let rests = wakes.resting(host, found.as_ref().map(|live| &live.key)).is_some();
         match found {
-            Some(live) if !rests => return Ok(live),
+            Some(live) if !rests => {
+                live.upstream.woken(deadline);
+                return Ok(live);
+            }
             _ => {}
         }
         let hint = async {

@@ -16,7 +16,7 @@ use futures::task::AtomicWaker;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::body::RequestBody;
 use crate::config::{Limits, Protocol, Timeouts};
@@ -75,6 +75,8 @@ pub(crate) struct Upstream {
     is_retired: AtomicBool,
     is_with_janitor: AtomicBool,
     http2: tokio::sync::Mutex<Option<http2::SendRequest<RequestBody>>>,
+    /// Its VM was woken: until then, what listens there may not do so yet. None again once it did.
+    woken_until: Mutex<Option<Instant>>,
 }
 
 /// A request in flight.
@@ -110,7 +112,13 @@ impl Upstream {
             is_retired: AtomicBool::new(false),
             is_with_janitor: AtomicBool::new(false),
             http2: tokio::sync::Mutex::default(),
+            woken_until: Mutex::default(),
         }
+    }
+
+    /// Its VM was woken for a request that can wait until `deadline` for what listens there.
+    pub(crate) fn woken(&self, deadline: Instant) {
+        *lock(&self.woken_until) = Some(deadline);
     }
 
     /// A place for one more request.
@@ -200,7 +208,27 @@ impl Upstream {
         }
     }
 
+    /// Connects; of a VM that was just woken, again and again until something listens there. Nothing of a request is sent before.
     async fn dial(&self) -> Result<Stream, Problem> {
+        /// The pauses between tries begin with this and double.
+        const FIRST_PAUSE: Duration = Duration::from_millis(10);
+        const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let woken_until = *lock(&self.woken_until);
+            let dialled = self.dial_once().await;
+            let Some(until) = woken_until else { return dialled };
+            let may_wait = Instant::now() + pause < until && !self.is_retired.load(Ordering::Acquire);
+            if !may_wait || !matches!(dialled, Err(Problem::TargetUnreachable)) {
+                *lock(&self.woken_until) = None;
+                return dialled;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn dial_once(&self) -> Result<Stream, Problem> {
         let connect = async {
             match &self.target {
                 Target::Address(address) => {

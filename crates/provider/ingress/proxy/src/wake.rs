@@ -22,7 +22,8 @@ pub trait WakeTarget: Debug + Send + Sync + 'static {
     fn resting(&self, host: &str, route: Option<&RouteKey>) -> Option<RouteOwner>;
 
     /// Wakes `vm` and answers when it runs. One call at a time for each VM, whatever the number of requests that wait; given up
-    /// when none waits any more. The requests then go on as soon as the route is there and `resting` says no more.
+    /// when none waits any more. The requests then go on as soon as the route is there, `resting` says no more, and the target
+    /// takes a connection.
     fn wake<'a>(&'a self, vm: &'a RouteOwner) -> BoxFuture<'a, Result<()>>;
 }
 

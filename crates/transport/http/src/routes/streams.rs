@@ -167,7 +167,7 @@ pub(crate) struct PortPath {
 
 /// Connect to a TCP port of the guest (WebSocket)
 ///
-/// `Data` frames are the connection's bytes; `End` closes one direction.
+/// `Connected` comes once the connection stands. `Data` frames are its bytes; `End` closes one direction.
 #[utoipa::path(get, path = "/v1/vms/{vm}/ports/{port}", tag = "streams", responses(
     (status = 101, description = "The connection is a WebSocket."),
 ))]

@@ -148,6 +148,7 @@ impl Host {
     }
 
     async fn tcp(mut self) {
+        self.say(StreamFrame::Connected).await;
         while let Some(frame) = self.hear().await {
             match frame {
                 StreamFrame::Data(_) => self.say(frame).await,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use flames_error::{Error, Result};
-use flames_ingress::{RouteKey, RouteOwner};
+use flames_ingress::{Dial, Duplex, IngressProvider, Route, RouteKey, RouteOwner, Target};
 use flames_ingress_proxy::{Hooks, Proxy, WakeTarget};
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
@@ -21,11 +21,11 @@ struct Sleepers {
     may_wake: Semaphore,
     fails: bool,
     proxy: Mutex<Weak<Proxy>>,
-    target: std::net::SocketAddr,
+    target: Target,
 }
 
 impl Sleepers {
-    fn new(target: std::net::SocketAddr, fails: bool) -> Arc<Self> {
+    fn new(target: Target, fails: bool) -> Arc<Self> {
         Arc::new(Self {
             resting: Mutex::new(HashSet::from(["vm_a".to_owned()])),
             woken: AtomicUsize::new(0),
@@ -40,7 +40,15 @@ impl Sleepers {
         self: &Arc<Self>,
         change: impl FnOnce(&mut flames_ingress_proxy::ProxyConfig),
     ) -> Arc<Proxy> {
-        let hooks = Hooks { wake: Some(self.clone()), ..Hooks::default() };
+        self.proxy_and(Hooks::default(), change).await
+    }
+
+    async fn proxy_and(
+        self: &Arc<Self>,
+        hooks: Hooks,
+        change: impl FnOnce(&mut flames_ingress_proxy::ProxyConfig),
+    ) -> Arc<Proxy> {
+        let hooks = Hooks { wake: Some(self.clone()), ..hooks };
         let proxy = Arc::new(proxy_with(change, hooks).await);
         *self.proxy.lock().unwrap() = Arc::downgrade(&proxy);
         proxy
@@ -63,7 +71,8 @@ impl WakeTarget for Sleepers {
             }
             let proxy = self.proxy.lock().unwrap().upgrade().unwrap();
             self.resting.lock().unwrap().remove(vm.as_str());
-            route(&proxy, "vm_a", 80, &["a.example"], self.target).await;
+            let route = Route { key: key("vm_a", 80), hosts: vec!["a.example".to_owned()] };
+            proxy.register(route, self.target.clone()).await.unwrap();
             Ok(())
         })
     }
@@ -72,7 +81,7 @@ impl WakeTarget for Sleepers {
 #[tokio::test]
 async fn requests_for_a_vm_that_rests_wake_it_once_and_go_on_when_it_is_there() {
     let target = named("awake").await;
-    let sleepers = Sleepers::new(target.address, false);
+    let sleepers = Sleepers::new(Target::Address(target.address), false);
     let proxy = sleepers.proxy(|_| {}).await;
     let asks: Vec<_> = (0..5)
         .map(|_| {
@@ -98,7 +107,7 @@ async fn requests_for_a_vm_that_rests_wake_it_once_and_go_on_when_it_is_there() 
 #[tokio::test]
 async fn a_route_of_a_paused_vm_is_not_used_before_it_is_awake() {
     let target = named("awake").await;
-    let sleepers = Sleepers::new(target.address, false);
+    let sleepers = Sleepers::new(Target::Address(target.address), false);
     let proxy = sleepers.proxy(|_| {}).await;
     let unreachable = ([127, 0, 0, 1], 9).into();
     route(&proxy, "vm_a", 80, &["a.example"], unreachable).await;
@@ -109,7 +118,7 @@ async fn a_route_of_a_paused_vm_is_not_used_before_it_is_awake() {
 #[tokio::test]
 async fn a_vm_that_cannot_be_woken_is_a_503_that_says_when_to_try_again() {
     let target = named("awake").await;
-    let sleepers = Sleepers::new(target.address, true);
+    let sleepers = Sleepers::new(Target::Address(target.address), true);
     let proxy = sleepers.proxy(|_| {}).await;
     sleepers.may_wake.add_permits(2);
     for _ in 0..2 {
@@ -124,7 +133,7 @@ async fn a_vm_that_cannot_be_woken_is_a_503_that_says_when_to_try_again() {
 #[tokio::test]
 async fn waiting_has_a_limit_in_time_and_in_number() {
     let target = named("awake").await;
-    let sleepers = Sleepers::new(target.address, false);
+    let sleepers = Sleepers::new(Target::Address(target.address), false);
     let proxy = sleepers
         .proxy(|config| {
             config.timeouts.wake = Duration::from_millis(500);
@@ -150,4 +159,59 @@ async fn waiting_has_a_limit_in_time_and_in_number() {
     sleepers.may_wake.add_permits(1);
     assert_eq!(get(&proxy, "a.example").await.status, 200);
     assert_eq!(sleepers.woken.load(Ordering::SeqCst), 2);
+}
+
+/// A guest where nothing listens until it was dialled some times.
+#[derive(Debug)]
+struct Starting {
+    dials_left: AtomicUsize,
+    dialled: AtomicUsize,
+    server: std::net::SocketAddr,
+}
+
+impl Dial for Starting {
+    fn dial(&self, _: &str, _: u16) -> BoxFuture<'_, Result<Box<dyn Duplex>>> {
+        Box::pin(async move {
+            self.dialled.fetch_add(1, Ordering::SeqCst);
+            let take = |left: usize| left.checked_sub(1);
+            if self.dials_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
+                return Err(Error::unavailable("test.dial", "nothing listens"));
+            }
+            Ok(Box::new(tokio::net::TcpStream::connect(self.server).await.unwrap()) as Box<dyn Duplex>)
+        })
+    }
+}
+
+async fn starting(dials_left: usize, server: &Backend, wake: Duration) -> (Arc<Starting>, Arc<Proxy>) {
+    let guest = Arc::new(Starting {
+        dials_left: AtomicUsize::new(dials_left),
+        dialled: AtomicUsize::new(0),
+        server: server.address,
+    });
+    let sleepers = Sleepers::new(Target::Guest { incarnation: "inc_a".to_owned(), port: 80 }, false);
+    sleepers.may_wake.add_permits(1);
+    let hooks = Hooks { dial: Some(guest.clone()), ..Hooks::default() };
+    let proxy = sleepers.proxy_and(hooks, |config| config.timeouts.wake = wake).await;
+    (guest, proxy)
+}
+
+#[tokio::test]
+async fn a_request_that_woke_a_vm_waits_until_something_listens_there() {
+    let server = named("awake").await;
+    let (guest, proxy) = starting(3, &server, Duration::from_secs(30)).await;
+    let got = get(&proxy, "a.example").await;
+    assert_eq!((got.status, got.text().as_str()), (200, "awake 0"), "it was sent once");
+    assert_eq!(guest.dialled.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn a_woken_vm_where_nothing_comes_to_listen_is_unreachable_once_the_time_to_wake_is_up() {
+    let server = named("awake").await;
+    let (guest, proxy) = starting(usize::MAX, &server, Duration::from_millis(300)).await;
+    let got = get(&proxy, "a.example").await;
+    assert_eq!((got.status, got.problem().as_deref()), (502, Some("target_unreachable")));
+    let dialled = guest.dialled.load(Ordering::SeqCst);
+    assert!(dialled > 1);
+    assert_eq!(get(&proxy, "a.example").await.status, 502);
+    assert_eq!(guest.dialled.load(Ordering::SeqCst), dialled + 1, "the next does not wait again");
 }
