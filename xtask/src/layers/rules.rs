@@ -107,6 +107,8 @@ enum Place {
     Firecracker,
     /// What every driver does with its host (ADR 0008).
     Host,
+    /// What adapters do with a SQLite file of their own (ADR 0016).
+    Sqlite,
     Decorate,
     Records,
     Scheduler,
@@ -139,6 +141,7 @@ impl Place {
             "flames-client" => Self::Client,
             "flames-vmm-firecracker" => Self::FirecrackerDriver,
             "flames-host" => Self::Host,
+            "flames-sqlite" => Self::Sqlite,
             "flames-firecracker-api" | "flames-firecracker-jail" | "flames-firecracker-network" => {
                 Self::Firecracker
             }
@@ -186,14 +189,18 @@ impl Place {
             Self::Testbed => return Permitted::House { but_the_binary: true },
             Self::Bench => return Permitted::HouseAndTestServers,
             Self::Xtask => return Permitted::BenchAndTestServers,
-            Self::Model | Self::Provider(_) | Self::ConformanceRunner | Self::Host | Self::GuestProtocol => {
-                vec![]
-            }
+            Self::Model
+            | Self::Provider(_)
+            | Self::ConformanceRunner
+            | Self::Host
+            | Self::Sqlite
+            | Self::GuestProtocol => vec![],
             Self::TestServers => vec![Self::ConformanceRunner],
             Self::Wire | Self::Scheduler => vec![Self::Model],
             Self::Client => vec![Self::Wire],
             Self::Conformance(interface) => vec![Self::Provider(interface), Self::ConformanceRunner],
             Self::Adapter(Vmm) => vec![Self::Provider(Vmm), Self::Host],
+            Self::Adapter(interface @ (State | Queue)) => vec![Self::Provider(interface), Self::Sqlite],
             Self::Adapter(interface) => vec![Self::Provider(interface)],
             Self::Firecracker => vec![Self::Host],
             Self::FirecrackerDriver => vec![Self::Provider(Vmm), Self::Firecracker, Self::Host],
@@ -364,6 +371,10 @@ mod tests {
         assert_allowed("flames-vmm-qemu", &["flames-vmm", "flames-host"]);
         assert_allowed("flames-firecracker-network", &["flames-host"]);
         assert_forbidden("flames-queue-sql", &["flames-host"]);
+        assert_allowed("flames-queue-sql", &["flames-queue", "flames-sqlite"]);
+        assert_allowed("flames-state-sqlite", &["flames-state", "flames-sqlite"]);
+        assert_forbidden("flames-vmm-qemu", &["flames-sqlite"]);
+        assert_forbidden("flames-sqlite", &["flames-state"]);
         assert_forbidden("flames-host", &["flames-vmm"]);
         assert_forbidden("flames-vmm-qemu", &["flames-firecracker-api", "flames-guest-protocol"]);
     }

@@ -8,7 +8,9 @@ use sqlx::error::BoxDynError;
 use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
 use sqlx::{Arguments as _, AssertSqlSafe, Row as _, SqliteConnection};
 
-use crate::error::{corrupt, not_applied};
+use flames_sqlite::error::not_applied;
+
+use crate::error::corrupt;
 
 /// At how many bytes of keys and values a page ends before it has as many entries as asked.
 const PAGE_BYTES: usize = 8 * 1024 * 1024;

@@ -2,42 +2,33 @@
 
 use std::fmt;
 use std::future::Future;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use flames_clock::{Clock, ClockExt};
-use flames_error::{Error, ErrorKind, Result};
+use flames_error::{Error, Result};
+use flames_sqlite::{Writer, file};
 use flames_state::{
     Commit, Committed, Entry, HintFanout, HintStream, Key, KeyRange, LogEntry, Page, PageRequest, Position,
     StateStore, validate_limit,
 };
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection as _};
-use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::JoinHandle;
 
 use crate::error::{not_made, not_opened};
-use crate::schema::{self, Found};
-use crate::sql;
-use crate::writer::{Connection, QUEUE, Request, Shared, TRIM_STEP, Writer};
+use crate::writer::{COMMIT, Commits, Request, TRIM, TRIM_STEP};
+use crate::{schema, sql};
 
 const OPEN: &str = "state.open";
 
-/// The size of a page of the file: SQLite's default, named since [`SqliteConfig::max_bytes`] is counted in it.
-const PAGE_SIZE: u32 = 4_096;
 /// How many pages of the `-wal` file make a commit move them into the file itself (32 MiB). A page that many commits wrote is then moved
 /// once; each move costs two more fsyncs.
 const CHECKPOINT_PAGES: u32 = 8_192;
 /// What the writer may keep of the file in memory, in KiB. SQLite's default of 2,000 makes it read the inner pages of its trees again
 /// and again.
 const WRITER_CACHE_KIB: u32 = 32 * 1_024;
-/// What the `-wal` file is cut back to when a checkpoint has emptied it.
-const WAL_LIMIT_BYTES: u32 = 64 * 1024 * 1024;
 
 /// How to open a store.
 #[derive(Debug, Clone)]
@@ -61,29 +52,19 @@ impl SqliteConfig {
     }
 
     fn options(&self) -> SqliteConnectOptions {
-        SqliteConnectOptions::new()
-            .filename(&self.path)
-            .page_size(PAGE_SIZE)
-            // Less than the deadline, so that a lock held by another process is told as such, and not as an unknown outcome.
-            .busy_timeout(self.operation_deadline / 2)
-            .disable_statement_logging()
+        file::options(&self.path, self.operation_deadline)
     }
 
     fn writer_options(&self) -> SqliteConnectOptions {
-        let options = self
-            .options()
-            .journal_mode(SqliteJournalMode::Wal)
+        let options = file::writing(self.options())
             .synchronous(SqliteSynchronous::Full)
-            .pragma("journal_size_limit", WAL_LIMIT_BYTES.to_string())
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
             // A negative number is in KiB.
             .pragma("cache_size", format!("-{WRITER_CACHE_KIB}"))
             // Statements of many rows keep what they may have to undo; not in a file.
             .pragma("temp_store", "MEMORY");
         match self.max_bytes {
-            Some(bytes) => {
-                options.pragma("max_page_count", (bytes / u64::from(PAGE_SIZE)).max(1).to_string())
-            }
+            Some(bytes) => options.pragma("max_page_count", file::pages(bytes).to_string()),
             None => options,
         }
     }
@@ -96,13 +77,9 @@ pub struct SqliteStore {
     path: PathBuf,
     clock: Arc<dyn Clock>,
     operation_deadline: Duration,
-    requests: mpsc::Sender<Request>,
-    shared: Arc<Shared>,
-    closing: Arc<Notify>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    writer: Writer<Commits>,
     readers: SqlitePool,
     hints: Arc<HintFanout>,
-    transactions: Arc<AtomicU64>,
 }
 
 impl SqliteStore {
@@ -113,52 +90,32 @@ impl SqliteStore {
     /// damaged, `PermissionDenied` when the file or its folder is read-only, `Exhausted` when the disk is full, `Unavailable` when the
     /// folder is not there or the file cannot be opened for another reason.
     pub async fn open(config: SqliteConfig, clock: Arc<dyn Clock>) -> Result<Self> {
-        make_private_file(&config.path).await?;
+        file::make_private(&config.path).await.map_err(|error| not_made(OPEN, &config.path, error))?;
         let failed = |error: sqlx::Error| not_opened(OPEN, &config.path, error);
         // Without WAL: switching a file to it changes the file, so first see whether it is ours.
         let mut connection = config.options().connect().await.map_err(failed)?;
-        let found = schema::inspect(&mut connection, &config.path).await;
+        let is_empty = schema::is_empty(&mut connection, &config.path).await;
         connection.close().await.map_err(failed)?;
-        let found = found?;
+        let is_empty = is_empty?;
 
         let options = config.writer_options();
         let mut connection = options.connect().await.map_err(failed)?;
-        if found == Found::Empty {
+        if is_empty {
             schema::create(&mut connection, &config.path).await?;
         }
-        let readers = SqlitePoolOptions::new()
-            .max_connections(config.readers.max(1))
-            // Less than the deadline, so that a pool that is used up is told as such.
-            .acquire_timeout(config.operation_deadline / 2)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .test_before_acquire(false)
-            .connect_lazy_with(config.options().pragma("query_only", "ON"));
-        let (requests, receiver) = mpsc::channel(QUEUE);
-        let closing = Arc::new(Notify::new());
+        // Less than the deadline, so that a pool that is used up is told as such.
+        let readers = file::readers(config.options(), config.readers, config.operation_deadline / 2);
         let hints = Arc::new(HintFanout::new());
-        let transactions = Arc::new(AtomicU64::new(0));
-        let shared = Shared::new(Connection {
-            hints: Arc::clone(&hints),
-            transactions: Arc::clone(&transactions),
-            path: config.path.clone(),
-            options,
-            open: Some(connection),
-            closed: false,
-        });
+        let commits = Commits { hints: Arc::clone(&hints), path: config.path.clone() };
         let writer =
-            Writer { requests: receiver, closing: Arc::clone(&closing), shared: Arc::clone(&shared) };
+            Writer::start(commits, connection, options, Arc::clone(&clock), config.operation_deadline);
         Ok(Self {
             path: config.path,
             clock,
             operation_deadline: config.operation_deadline,
-            requests,
-            shared,
-            closing,
-            writer: Mutex::new(Some(tokio::spawn(writer.run()))),
+            writer,
             readers,
             hints,
-            transactions,
         })
     }
 
@@ -166,27 +123,7 @@ impl SqliteStore {
     ///
     /// Errors: `Unavailable` when it does not end within twice the operations' deadline; the file is then left as by a crash.
     pub async fn close(&self) -> Result<()> {
-        const OPERATION: &str = "state.close";
-        self.closing.notify_one();
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let abort = writer.as_ref().map(JoinHandle::abort_handle);
-        let work = async {
-            // Readers first: the last connection to close moves the contents of the `-wal` file into the file itself.
-            self.readers.close().await;
-            match writer {
-                Some(writer) => writer
-                    .await
-                    .map_err(|error| Error::internal(OPERATION, "the writer failed").with_source(error)),
-                None => Ok(()),
-            }
-        };
-        let limit = self.operation_deadline.saturating_mul(2);
-        self.clock.timeout(limit, work).await.unwrap_or_else(|late| {
-            if let Some(abort) = abort {
-                abort.abort();
-            }
-            Err(Error::unavailable(OPERATION, "operations are still under way").with_source(late))
-        })
+        self.writer.close("state.close", &self.readers).await
     }
 
     async fn read<T>(
@@ -198,60 +135,13 @@ impl SqliteStore {
             Err(Error::unavailable(operation, "the read took too long").with_source(late))
         })
     }
-
-    /// Applies a request, at once or through the writer, and waits for its answer.
-    async fn request<T: Send>(
-        &self,
-        operation: &'static str,
-        request: impl FnOnce(oneshot::Sender<Result<T>>) -> Request + Send,
-    ) -> Result<T> {
-        let unknown = |message| Error::new(ErrorKind::OutcomeUnknown, operation, message);
-        let late = |late| unknown("the commit was not done in time").with_source(late);
-        let (answer, outcome) = oneshot::channel();
-        let started = self.clock.monotonic();
-        let alone = self.shared.apply_alone(&self.requests, request(answer));
-        let alone = self.clock.timeout(self.operation_deadline, alone).await.map_err(late)?;
-        if let Err(request) = alone {
-            match self.clock.timeout(self.operation_deadline, self.requests.send(request)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(Error::unavailable(operation, "the store is closed")),
-                Err(late) => {
-                    let error = Error::new(ErrorKind::Exhausted, operation, "too many commits are waiting");
-                    return Err(error.with_source(late));
-                }
-            }
-        }
-        let left = self.operation_deadline.saturating_sub(self.clock.monotonic().saturating_since(started));
-        match self.clock.timeout(left, outcome).await.map_err(late)? {
-            Ok(outcome) => outcome,
-            Err(_) => Err(unknown("the writer ended without an answer")),
-        }
-    }
-}
-
-/// Makes the file, for its owner alone, where there is none. An existing one is not opened here: closing a file gives up all
-/// locks that this process has on it (<https://www.sqlite.org/howtocorrupt.html>, section 2.2).
-async fn make_private_file(path: &Path) -> Result<()> {
-    match tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(not_made(OPEN, path, error)),
-    }
-}
-
-impl Drop for SqliteStore {
-    fn drop(&mut self) {
-        if let Some(writer) = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            writer.abort();
-        }
-    }
 }
 
 impl fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqliteStore")
             .field("path", &self.path)
-            .field("transactions", &self.transactions.load(Ordering::Relaxed))
+            .field("transactions", &self.writer.transactions())
             .field("readers", &self.readers.size())
             .finish_non_exhaustive()
     }
@@ -279,7 +169,7 @@ impl StateStore for SqliteStore {
 
     async fn commit(&self, commit: &Commit) -> Result<Committed> {
         commit.validate()?;
-        self.request("state.commit", |answer| Request::Commit { commit: commit.clone(), answer }).await
+        self.writer.request(COMMIT, |answer| Request::Commit { commit: commit.clone(), answer }).await
     }
 
     async fn read_log(&self, log: &Key, after: Position, limit: usize) -> Result<Vec<LogEntry>> {
@@ -291,7 +181,7 @@ impl StateStore for SqliteStore {
     async fn trim_log(&self, log: &Key, through: Position) -> Result<()> {
         loop {
             let request = |answer| Request::Trim { log: log.clone(), through, answer };
-            if self.request("state.trim_log", request).await? < u64::from(TRIM_STEP) {
+            if self.writer.request(TRIM, request).await? < u64::from(TRIM_STEP) {
                 return Ok(());
             }
         }

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,27 +14,23 @@ use flames_queue::{
     EnqueueOptions, Enqueued, Job, JobId, Lease, LeaseToken, ParkedPage, Topic, TopicStats, WakeupStream,
     WorkQueue, WorkerId,
 };
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
+use flames_sqlite::error::not_applied;
+use flames_sqlite::{Writer, file};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection as _};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::error::{not_applied, not_opened};
-use super::schema::{self, Found};
+use super::error::not_opened;
+use super::schema;
 use super::time::LeaseClock;
-use super::writer::{Connection, Done, Operation, QUEUE, Request, Shared, Writer};
+use super::writer::{Done, Operation, Operations, Request};
 use super::{dialect, sql};
 use crate::DEFAULT_PARKED_RETENTION;
 use crate::hints::Hints;
 use crate::text::{FORGET_STEP, Statements};
 use crate::values::{self, Delivery, check_count, check_lease, kept_reason, milliseconds, not_before};
 
-/// The size of a page of the file: SQLite's default, named since [`SqliteQueueConfig::max_bytes`] is counted in it.
-const PAGE_SIZE: u32 = 4_096;
-/// What the `-wal` file is cut back to when a checkpoint has emptied it.
-const WAL_LIMIT_BYTES: u32 = 64 * 1024 * 1024;
 /// What is kept behind [`SqliteQueueConfig::max_bytes`], for what goes on when no more jobs are taken in.
 const SPARE_BYTES: u64 = 4 * 1024 * 1024;
 /// How often old parked jobs are looked for.
@@ -72,33 +67,21 @@ impl SqliteQueueConfig {
     }
 
     fn options(&self) -> SqliteConnectOptions {
-        SqliteConnectOptions::new()
-            .filename(&self.path)
-            .page_size(PAGE_SIZE)
-            // Less than the deadline, so that a lock held by another process is told as such, and not as an unknown outcome.
-            .busy_timeout(self.operation_deadline / 2)
-            .disable_statement_logging()
+        file::options(&self.path, self.operation_deadline)
     }
 
     fn writer_options(&self) -> SqliteConnectOptions {
         let synchronous =
             if self.survives_power_loss { SqliteSynchronous::Full } else { SqliteSynchronous::Normal };
-        let options = self
-            .options()
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(synchronous)
-            .pragma("journal_size_limit", WAL_LIMIT_BYTES.to_string());
+        let options = file::writing(self.options()).synchronous(synchronous);
         match self.max_bytes {
             // What takes and settles jobs needs room as well.
-            Some(bytes) => options.pragma("max_page_count", (pages(bytes) + pages(SPARE_BYTES)).to_string()),
+            Some(bytes) => {
+                options.pragma("max_page_count", (file::pages(bytes) + file::pages(SPARE_BYTES)).to_string())
+            }
             None => options,
         }
     }
-}
-
-/// How many pages so many bytes are; at least 1.
-fn pages(bytes: u64) -> u64 {
-    (bytes / u64::from(PAGE_SIZE)).max(1)
 }
 
 /// A WorkQueue in one SQLite file. See the crate's docs.
@@ -113,26 +96,18 @@ pub struct SqliteQueue {
     epoch: i64,
     time: Arc<LeaseClock>,
     statements: Arc<Statements>,
-    requests: mpsc::Sender<Request>,
-    shared: Arc<Shared>,
-    closing: Arc<Notify>,
-    tasks: Mutex<Option<Tasks>>,
+    writer: Writer<Operations>,
+    forgetter: Mutex<Option<Forgetter>>,
     readers: SqlitePool,
     hints: Arc<Hints>,
-    transactions: Arc<AtomicU64>,
 }
 
-struct Tasks {
-    writer: JoinHandle<()>,
-    forgetter: Option<JoinHandle<()>>,
-}
+/// The task that forgets old parked jobs; ends with whoever has it.
+struct Forgetter(JoinHandle<()>);
 
-impl Drop for Tasks {
+impl Drop for Forgetter {
     fn drop(&mut self) {
-        self.writer.abort();
-        if let Some(forgetter) = &self.forgetter {
-            forgetter.abort();
-        }
+        self.0.abort();
     }
 }
 
@@ -144,52 +119,38 @@ impl SqliteQueue {
     /// both cases nothing is changed), `Corrupt` when it is no database or damaged, `Unavailable` when it cannot be opened, `Exhausted`
     /// when there is no room for it.
     pub async fn open(config: SqliteQueueConfig, clock: Arc<dyn Clock>) -> Result<Self> {
-        make_private_file(&config.path).await?;
+        file::make_private(&config.path).await.map_err(|error| not_made(&config.path, error))?;
         let failed = |error| not_opened(&config.path, not_applied(schema::OPERATION, error));
         // Without WAL: switching a file to it changes the file, so first see whether it is ours.
         let mut connection = config.options().connect().await.map_err(failed)?;
-        let found = schema::inspect(&mut connection, &config.path).await;
+        let is_empty = schema::is_empty(&mut connection, &config.path).await;
         connection.close().await.map_err(failed)?;
-        let found = found?;
+        let is_empty = is_empty?;
 
         let options = config.writer_options();
         let mut connection = options.connect().await.map_err(failed)?;
-        if found == Found::Empty {
+        if is_empty {
             // Positive, so that it reads well in a token.
             let epoch = i64::try_from(SystemRandom.next_u64() >> 2).unwrap_or(1);
             schema::create(&mut connection, &config.path, epoch).await?;
         }
         let (epoch, newest_lease) = schema::read(&mut connection, &config.path).await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(2)
-            .acquire_timeout(config.operation_deadline)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .test_before_acquire(false)
-            .connect_lazy_with(config.options().pragma("query_only", "ON"));
-        let (requests, receiver) = mpsc::channel(QUEUE);
-        let closing = Arc::new(Notify::new());
+        let readers = file::readers(config.options(), 2, config.operation_deadline);
         let hints = Arc::new(Hints::default());
-        let transactions = Arc::new(AtomicU64::new(0));
         let statements = Arc::new(dialect().statements());
         let time = Arc::new(LeaseClock::new(Arc::clone(&clock), newest_lease));
-        let shared = Shared::new(Connection {
+        let operations = Operations {
             hints: Arc::clone(&hints),
             statements: Arc::clone(&statements),
             time: Arc::clone(&time),
             epoch,
-            transactions: Arc::clone(&transactions),
-            max_pages: config.max_bytes.map(pages),
-            options,
-            open: Some(connection),
-            closed: false,
-        });
+            max_pages: config.max_bytes.map(file::pages),
+        };
         let writer =
-            Writer { requests: receiver, closing: Arc::clone(&closing), shared: Arc::clone(&shared) };
-        let forgetter = config
-            .parked_retention
-            .map(|retention| tokio::spawn(forget_parked(requests.clone(), Arc::clone(&clock), retention)));
-        let tasks = Tasks { writer: tokio::spawn(writer.run()), forgetter };
+            Writer::start(operations, connection, options, Arc::clone(&clock), config.operation_deadline);
+        let forgetter = config.parked_retention.map(|retention| {
+            Forgetter(tokio::spawn(forget_parked(writer.requests(), Arc::clone(&clock), retention)))
+        });
         Ok(Self {
             path: config.path,
             clock,
@@ -197,13 +158,10 @@ impl SqliteQueue {
             epoch,
             time,
             statements,
-            requests,
-            shared,
-            closing,
-            tasks: Mutex::new(Some(tasks)),
+            writer,
+            forgetter: Mutex::new(forgetter),
             readers,
             hints,
-            transactions,
         })
     }
 
@@ -212,26 +170,19 @@ impl SqliteQueue {
     ///
     /// Errors: `Unavailable` when it does not end within twice the operations' deadline; the file is then left as by a crash.
     pub async fn close(&self) -> Result<()> {
-        const OPERATION: &str = "queue.close";
-        self.closing.notify_one();
-        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let work = async {
-            // Readers first: the last connection to close moves the contents of the `-wal` file into the file itself.
-            self.readers.close().await;
-            let Some(mut tasks) = tasks else { return Ok(()) };
-            let ended = (&mut tasks.writer).await;
-            ended.map_err(|error| Error::internal(OPERATION, "the writer failed").with_source(error))
-        };
-        let limit = self.operation_deadline.saturating_mul(2);
-        self.clock.timeout(limit, work).await.unwrap_or_else(|late| {
-            Err(Error::unavailable(OPERATION, "operations are still under way").with_source(late))
-        })
+        drop(self.take_forgetter());
+        self.writer.close("queue.close", &self.readers).await
+    }
+
+    fn take_forgetter(&self) -> Option<Forgetter> {
+        self.forgetter.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Stops at once, in the middle of whatever is under way, as a crash of the process does: operations that were handed in are of unknown
     /// outcome, and later ones are `Unavailable`. The file is whole, with everything that was answered.
     pub fn abandon(&self) {
-        drop(self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.take_forgetter());
+        self.writer.abandon();
     }
 
     async fn read<T>(
@@ -244,30 +195,8 @@ impl SqliteQueue {
         })
     }
 
-    /// Carries an operation out, at once or through the writer, and waits for what comes of it.
     async fn request(&self, operation: Operation) -> Result<Done> {
-        let name = operation.name();
-        let unknown = |message| Error::new(ErrorKind::OutcomeUnknown, name, message);
-        let late = |late| unknown("the operation was not done in time").with_source(late);
-        let (answer, outcome) = oneshot::channel();
-        let started = self.clock.monotonic();
-        let alone = self.shared.apply_alone(&self.requests, Request { operation, answer });
-        let alone = self.clock.timeout(self.operation_deadline, alone).await.map_err(late)?;
-        if let Err(request) = alone {
-            match self.clock.timeout(self.operation_deadline, self.requests.send(request)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(Error::unavailable(name, "the queue is closed")),
-                Err(late) => {
-                    let error = Error::new(ErrorKind::Exhausted, name, "too many operations are waiting");
-                    return Err(error.with_source(late));
-                }
-            }
-        }
-        let left = self.operation_deadline.saturating_sub(self.clock.monotonic().saturating_since(started));
-        match self.clock.timeout(left, outcome).await.map_err(late)? {
-            Ok(outcome) => outcome,
-            Err(_) => Err(unknown("the writer ended without an answer")),
-        }
+        self.writer.request(operation.name(), |answer| Request { operation, answer }).await
     }
 
     async fn settle(&self, operation: Operation) -> Result<()> {
@@ -305,29 +234,20 @@ async fn forget_parked(requests: mpsc::Sender<Request>, clock: Arc<dyn Clock>, r
     }
 }
 
-/// Makes the file, for its owner alone, where there is none. An existing one is not opened here: closing a file gives up all
-/// locks that this process has on it (<https://www.sqlite.org/howtocorrupt.html>, section 2.2).
-async fn make_private_file(path: &Path) -> Result<()> {
-    match tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => {
-            let kind = match error.kind() {
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::Exhausted,
-                _ => ErrorKind::Unavailable,
-            };
-            let error =
-                Error::new(kind, schema::OPERATION, "the queue file cannot be made").with_source(error);
-            Err(not_opened(path, error))
-        }
-    }
+fn not_made(path: &Path, error: std::io::Error) -> Error {
+    let kind = match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::Exhausted,
+        _ => ErrorKind::Unavailable,
+    };
+    let error = Error::new(kind, schema::OPERATION, "the queue file cannot be made").with_source(error);
+    not_opened(path, error)
 }
 
 impl fmt::Debug for SqliteQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqliteQueue")
             .field("path", &self.path)
-            .field("transactions", &self.transactions.load(Ordering::Relaxed))
+            .field("transactions", &self.writer.transactions())
             .finish_non_exhaustive()
     }
 }
@@ -407,7 +327,7 @@ impl WorkQueue for SqliteQueue {
     }
 
     async fn wakeups(&self, topic: &Topic) -> Result<WakeupStream> {
-        if self.requests.is_closed() {
+        if self.writer.is_closed() {
             return Err(Error::unavailable("queue.wakeups", "the queue is closed"));
         }
         Ok(self.hints.subscribe(topic))

@@ -3,56 +3,41 @@
 use std::path::Path;
 
 use flames_error::{Error, ErrorKind, Result};
+use flames_sqlite::error::not_applied;
+use flames_sqlite::file::{Found, Signature};
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
 use super::dialect;
-use super::error::{not_applied, not_opened};
+use super::error::not_opened;
 use crate::text::SCHEMA_VERSION;
 
-/// "FLMQ" in ASCII, as `PRAGMA application_id` and file(1) show it.
-const APPLICATION_ID: i64 = 0x464C_4D51;
+/// The application id is "FLMQ" in ASCII.
+const SIGNATURE: Signature = Signature { application: 0x464C_4D51, schema: SCHEMA_VERSION };
 
 pub(crate) const OPERATION: &str = "queue.open";
 
-/// What a file is.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Found {
-    /// Nothing is in it yet.
-    Empty,
-    /// Ours, with the schema of this version.
-    Current,
-}
-
-/// Tells what the file is, without changing it. `NotSupported` when a newer version of Flames made it, `InvalidInput` when
-/// something else did.
-pub(crate) async fn inspect(connection: &mut SqliteConnection, path: &Path) -> Result<Found> {
-    let failed = |error| not_opened(path, not_applied(OPERATION, error));
-    let application: i64 =
-        sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *connection).await.map_err(failed)?;
-    let version: i64 =
-        sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *connection).await.map_err(failed)?;
-    let objects: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(failed)?;
+/// Tells whether the tables are to be made yet, without changing anything. `NotSupported` when a newer version of Flames made the file,
+/// `InvalidInput` when something else did.
+pub(crate) async fn is_empty(connection: &mut SqliteConnection, path: &Path) -> Result<bool> {
+    let found = SIGNATURE.inspect(connection).await;
     let shown = path.display();
-    match (application, version) {
-        (0, 0) if objects == 0 => Ok(Found::Empty),
-        (APPLICATION_ID, SCHEMA_VERSION) => Ok(Found::Current),
-        (APPLICATION_ID, newer) if newer > SCHEMA_VERSION => Err(Error::new(
+    match found.map_err(|error| not_opened(path, not_applied(OPERATION, error)))? {
+        Found::Empty => Ok(true),
+        Found::Current => Ok(false),
+        Found::Newer(schema) => Err(Error::new(
             ErrorKind::NotSupported,
             OPERATION,
             "the queue file was written by a newer version",
         )
         .with_context("path", &shown)
-        .with_context("schema", newer)
+        .with_context("schema", schema)
         .with_context("supported", SCHEMA_VERSION)
         .with_field("path")
         .with_user_message(format!(
-            "Queue `sqlite`, setting `path`: {shown} was written by a newer version of Flames (schema {newer}; this version knows up to \
+            "Queue `sqlite`, setting `path`: {shown} was written by a newer version of Flames (schema {schema}; this version knows up to \
              {SCHEMA_VERSION}). Nothing was changed. Use the newer version, or another file."
         ))),
-        _ => Err(Error::invalid(
+        Found::Foreign => Err(Error::invalid(
             OPERATION,
             "path",
             format!(
@@ -66,14 +51,11 @@ pub(crate) async fn inspect(connection: &mut SqliteConnection, path: &Path) -> R
 pub(crate) async fn create(connection: &mut SqliteConnection, path: &Path, epoch: i64) -> Result<()> {
     let failed = |error| not_opened(path, not_applied(OPERATION, error));
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-    if inspect(&mut transaction, path).await? == Found::Empty {
-        let mut statements = dialect().tables(epoch);
-        // A pragma takes no parameters; these are numbers.
-        statements.push(format!("PRAGMA application_id = {APPLICATION_ID}"));
-        statements.push(format!("PRAGMA user_version = {SCHEMA_VERSION}"));
-        for statement in statements {
+    if is_empty(&mut transaction, path).await? {
+        for statement in dialect().tables(epoch) {
             sqlx::query(AssertSqlSafe(statement)).execute(&mut *transaction).await.map_err(failed)?;
         }
+        SIGNATURE.sign(&mut transaction).await.map_err(failed)?;
     }
     transaction.commit().await.map_err(failed)
 }

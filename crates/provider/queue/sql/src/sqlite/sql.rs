@@ -5,10 +5,10 @@ use flames_queue::{EnqueueOptions, Topic, WorkerId};
 use sqlx::sqlite::{SqliteArguments, SqlitePool};
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
 
-use super::error::not_applied;
 use super::time::Now;
 use crate::text::{FORGET_STEP, PROMOTE_STEP, Statements};
 use crate::values::{Delivery, ParkedRow, TakenRow, not_before};
+use flames_sqlite::error::not_applied;
 
 type Query<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
 

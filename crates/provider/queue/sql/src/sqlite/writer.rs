@@ -1,29 +1,20 @@
-//! The one connection that writes, and the task that has it under load.
-//!
-//! Operations that come together share a transaction, and so an fsync: a task gathers them. One that comes alone would pay for the way
-//! to that task and back, which is more than its own work; so while nobody else waits, its caller takes the connection itself.
+//! What the queue's writer writes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use flames_error::{Error, ErrorKind, Result};
 use flames_queue::{EnqueueOptions, Enqueued, Job, JobId, Lease, LeaseToken, Topic, WorkerId};
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, Connection as _, SqliteConnection};
-use tokio::sync::{Mutex, Notify, mpsc, oneshot};
+use flames_sqlite::error::{Trouble, not_applied, outcome_unknown};
+use flames_sqlite::{Failed, Work};
+use sqlx::SqliteConnection;
+use tokio::sync::oneshot;
 
-use super::error::{is_trouble_with_the_disk, not_applied, outcome_unknown};
-use super::sql::{self, Operations};
+use super::sql;
 use super::time::{LeaseClock, Now};
 use crate::hints::Hints;
 use crate::text::Statements;
 use crate::values::{Delivery, job_id, job_number, jobs, lease_lost, timestamp};
-
-/// How many requests may wait for the writer; further callers wait to hand theirs in.
-pub(crate) const QUEUE: usize = 256;
-/// How many requests share a transaction at most.
-const BATCH: usize = 128;
 
 /// What the writer is asked for. Everything is checked before.
 #[derive(Debug)]
@@ -100,22 +91,8 @@ pub(crate) struct Request {
     pub(crate) answer: oneshot::Sender<Result<Done>>,
 }
 
-/// Why a transaction was not committed.
-enum Failed {
-    /// It was certainly not applied.
-    Before(Arc<sqlx::Error>),
-    /// Its `COMMIT` failed.
-    AtCommit(Arc<sqlx::Error>),
-}
-
-impl From<sqlx::Error> for Failed {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Before(Arc::new(error))
-    }
-}
-
 /// What one operation did within its transaction.
-struct Outcome {
+pub(crate) struct Outcome {
     answer: Result<Done>,
     /// The topic that may have a job ready since.
     woken: Option<String>,
@@ -131,169 +108,59 @@ impl Outcome {
     }
 }
 
-/// The connection that writes, and what goes with it.
-pub(crate) struct Connection {
+/// The jobs of one file, and who hears of them.
+pub(crate) struct Operations {
     pub(crate) hints: Arc<Hints>,
     pub(crate) statements: Arc<Statements>,
     pub(crate) time: Arc<LeaseClock>,
     pub(crate) epoch: i64,
-    /// How many transactions were committed.
-    pub(crate) transactions: Arc<AtomicU64>,
     /// At how many pages in use no more jobs are taken in.
     pub(crate) max_pages: Option<u64>,
-    pub(crate) options: SqliteConnectOptions,
-    /// None after a failure that left its state in doubt, and while a transaction is under way: one that was dropped half-way is rolled back
-    /// by closing its connection. Opened anew for the next batch.
-    pub(crate) open: Option<SqliteConnection>,
-    /// The queue is closed: nothing is written any more.
-    pub(crate) closed: bool,
 }
 
-/// What callers and the writer share.
-pub(crate) struct Shared {
-    pub(crate) connection: Mutex<Connection>,
-    /// The last batch had several requests: more will come together, and are better gathered.
-    crowded: AtomicBool,
-}
+impl Work for Operations {
+    type Request = Request;
+    type Done = Outcome;
 
-impl Shared {
-    pub(crate) fn new(connection: Connection) -> Arc<Self> {
-        Arc::new(Self { connection: Mutex::new(connection), crowded: AtomicBool::new(false) })
-    }
-
-    /// Carries a request out at once when nobody else writes or waits; else gives it back. A call that is dropped leaves the outcome unknown.
-    pub(crate) async fn apply_alone(
-        &self,
-        requests: &mpsc::Sender<Request>,
-        request: Request,
-    ) -> Result<(), Request> {
-        let somebody_waits = requests.capacity() < requests.max_capacity();
-        if somebody_waits || requests.is_closed() || self.crowded.load(Ordering::Relaxed) {
-            return Err(request);
-        }
-        match self.connection.try_lock() {
-            Ok(mut connection) if !connection.closed => {
-                connection.apply(vec![request]).await;
-                Ok(())
-            }
-            _ => Err(request),
-        }
-    }
-}
-
-/// The task that gathers requests.
-pub(crate) struct Writer {
-    pub(crate) requests: mpsc::Receiver<Request>,
-    pub(crate) closing: Arc<Notify>,
-    pub(crate) shared: Arc<Shared>,
-}
-
-impl Writer {
-    /// Carries out requests until told to close, or until the queue is dropped. What was handed in before is still carried out.
-    pub(crate) async fn run(mut self) {
-        let closing = Arc::clone(&self.closing);
-        let shared = Arc::clone(&self.shared);
-        let mut closed = false;
-        loop {
-            let first = tokio::select! {
-                biased;
-                () = closing.notified(), if !closed => {
-                    self.requests.close();
-                    closed = true;
-                    continue;
-                }
-                request = self.requests.recv() => request,
-            };
-            let Some(first) = first else { break };
-            let mut connection = shared.connection.lock().await;
-            let batch = self.gather(first);
-            shared.crowded.store(batch.len() > 1, Ordering::Relaxed);
-            if !batch.is_empty() {
-                connection.apply(batch).await;
-            }
-        }
-        let mut connection = shared.connection.lock().await;
-        connection.closed = true;
-        connection.hints.end();
-        if let Some(open) = connection.open.take()
-            && let Err(error) = open.close().await
-        {
-            tracing::warn!(error = &error as &dyn std::error::Error, "closing the queue file failed");
+    fn bytes(request: &Request) -> usize {
+        match &request.operation {
+            Operation::Enqueue { payload, .. } => payload.len(),
+            _ => 0,
         }
     }
 
-    fn gather(&mut self, first: Request) -> Vec<Request> {
-        let mut batch = vec![first];
-        while batch.len() < BATCH {
-            let Ok(request) = self.requests.try_recv() else { break };
-            batch.push(request);
-        }
-        // Nobody waits for the answer of these any more, so that leaving them undone is as right as doing them.
-        batch.retain(|request| !request.answer.is_closed());
-        batch
+    fn is_abandoned(request: &Request) -> bool {
+        request.answer.is_closed()
     }
-}
 
-impl Connection {
-    async fn apply(&mut self, batch: Vec<Request>) {
-        let mut open = match self.open().await {
-            Ok(open) => open,
-            Err(error) => return refuse(batch, &error.into()),
-        };
+    async fn transact(
+        &mut self,
+        connection: &mut SqliteConnection,
+        requests: &[Request],
+    ) -> Result<Vec<Outcome>, Failed> {
         let limits = (self.epoch, self.max_pages);
-        match transact(&mut open, &self.statements, &self.time, limits, &batch).await {
-            Ok(outcomes) => {
-                self.open = Some(open);
-                self.transactions.fetch_add(1, Ordering::Relaxed);
-                for (request, outcome) in batch.into_iter().zip(outcomes) {
-                    // Nobody may be waiting for an answer any more; what was done stays done.
-                    let _ = request.answer.send(outcome.answer);
-                    if let Some(topic) = outcome.woken {
-                        self.hints.publish(&topic);
-                    }
-                }
-            }
-            Err(failed) => {
-                if batch.len() > 1 {
-                    self.roll_back(open).await;
-                } else if matches!(failed, Failed::Before(_)) {
-                    self.open = Some(open);
-                }
-                refuse(batch, &failed);
-            }
+        transact(connection, &self.statements, &self.time, limits, requests).await
+    }
+
+    fn answer(&mut self, request: Request, outcome: Outcome) {
+        // Nobody may be waiting for an answer any more; what was done stays done.
+        let _ = request.answer.send(outcome.answer);
+        if let Some(topic) = outcome.woken {
+            self.hints.publish(&topic);
         }
     }
 
-    async fn open(&mut self) -> sqlx::Result<SqliteConnection> {
-        match self.open.take() {
-            Some(open) => Ok(open),
-            None => self.options.connect().await,
-        }
-    }
-
-    /// After a failure: no transaction may stay open, and a connection that cannot be brought to that is given up.
-    async fn roll_back(&mut self, mut open: SqliteConnection) {
-        match sqlx::query("ROLLBACK").execute(&mut open).await {
-            Ok(_) => self.open = Some(open),
-            // SQLite has rolled back by itself, or cannot: either way a new connection starts clean.
-            Err(error) => {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "the writer's connection is replaced"
-                );
-            }
-        }
-    }
-}
-
-fn refuse(batch: Vec<Request>, failed: &Failed) {
-    for request in batch {
+    fn refuse(&mut self, request: Request, failed: &Failed) {
         let operation = request.operation.name();
         // Nobody may be waiting any more.
         let _ = request.answer.send(Err(match failed {
-            Failed::Before(cause) => not_applied(operation, Arc::clone(cause)),
+            Failed::Before(cause) | Failed::Alone(cause) => not_applied(operation, Arc::clone(cause)),
             Failed::AtCommit(cause) => outcome_unknown(operation, Arc::clone(cause)),
         }));
+    }
+
+    fn close(&mut self) {
+        self.hints.end();
     }
 }
 
@@ -319,7 +186,7 @@ async fn transact(
         Some(max) => sql::used_pages(connection).await? >= max,
         None => false,
     };
-    let mut operations = Operations { connection, statements, now };
+    let mut operations = sql::Operations { connection, statements, now };
     let mut outcomes = Vec::with_capacity(requests.len());
     for request in requests {
         let enqueues = matches!(request.operation, Operation::Enqueue { .. });
@@ -332,10 +199,10 @@ async fn transact(
         } else {
             carry_out(&mut operations, epoch, now, &request.operation).await.map_err(|error| {
                 // Alone, a statement that cannot write may have failed when it was committed.
-                if is_alone && is_trouble_with_the_disk(&error) {
-                    Failed::AtCommit(Arc::new(error))
-                } else {
-                    Failed::from(error)
+                match (is_alone, Trouble::of(&error)) {
+                    (true, Trouble::Disk) => Failed::AtCommit(Arc::new(error)),
+                    (true, _) => Failed::Alone(Arc::new(error)),
+                    (false, _) => Failed::from(error),
                 }
             })?
         });
@@ -353,7 +220,7 @@ async fn transact(
 }
 
 async fn carry_out(
-    operations: &mut Operations<'_>,
+    operations: &mut sql::Operations<'_>,
     epoch: i64,
     now: Now,
     operation: &Operation,
