@@ -117,13 +117,11 @@ async fn try_drivers(arguments: &UpConfig, clock: &Arc<dyn Clock>) -> Result<Vec
         // Opening the networks may switch forwarding on, and this changes nothing. What they need is among the checks.
         config.network = None;
         let driver = FirecrackerDriver::new(config, Arc::clone(clock), Arc::new(SystemRandom))?;
-        let mut tried = vec![try_one(&driver).await];
-        #[cfg(feature = "qemu")]
-        {
-            let driver = up::qemu(&place, arguments, clock)?;
-            tried.push(try_one(&driver).await);
-        }
-        Ok(tried)
+        Ok(Vec::from([
+            try_one(&driver).await,
+            #[cfg(feature = "qemu")]
+            try_one(&up::qemu(&place, arguments, clock)?).await,
+        ]))
     };
     let tried = tried.await;
     // What is left of it is a temporary folder without content.

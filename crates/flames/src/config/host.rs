@@ -13,8 +13,8 @@ use crate::args::parse;
 /// What `flames up` runs with, its providers apart.
 #[derive(Debug, Clone)]
 #[cfg_attr(
-    not(any(feature = "qemu", feature = "firecracker")),
-    allow(dead_code, reason = "only real machines boot")
+    not(all(feature = "qemu", feature = "firecracker")),
+    allow(dead_code, reason = "some settings are for one driver alone")
 )]
 pub(crate) struct UpConfig {
     /// Where the HTTP API is served.
