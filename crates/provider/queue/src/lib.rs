@@ -39,6 +39,7 @@
 //! `a_clock_set_back_hides_no_job_that_was_ready`.
 
 mod types;
+mod wakeups;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -54,6 +55,7 @@ pub use types::{
     EnqueueOptions, Enqueued, Job, JobId, Lease, LeaseToken, ParkedJob, ParkedPage, Priority, Topic,
     TopicStats, WorkerId,
 };
+pub use wakeups::{WakingTopics, wakeups};
 
 /// The longest payload, in bytes.
 pub const MAX_PAYLOAD_BYTES: usize = 16 * 1024;

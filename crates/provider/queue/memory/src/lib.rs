@@ -11,7 +11,6 @@
 //!   at once become one.
 
 mod topic;
-mod wakeups;
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -24,9 +23,9 @@ use flames_clock::{Clock, ClockExt, Timestamp};
 use flames_error::{Error, ErrorKind, Result};
 use flames_queue::{
     EnqueueOptions, Enqueued, Job, JobId, Lease, LeaseToken, MAX_BATCH, MAX_LEASE, MAX_REASON_BYTES,
-    MIN_LEASE, ParkedPage, Topic, TopicStats, WakeupStream, WorkQueue, WorkerId,
+    MIN_LEASE, ParkedPage, Topic, TopicStats, WakeupStream, WakingTopics, WorkQueue, WorkerId,
 };
-use futures::StreamExt;
+use tokio::sync::broadcast;
 
 use topic::{Delivery, Now, TopicQueue};
 
@@ -97,6 +96,20 @@ impl MemoryQueue {
 impl Debug for MemoryQueue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("MemoryQueue").field("jobs", &self.shared.lock().jobs).finish_non_exhaustive()
+    }
+}
+
+impl WakingTopics for Shared {
+    fn subscribe(&self, topic: &Topic) -> broadcast::Receiver<()> {
+        self.lock().topics.entry(topic.as_str().to_owned()).or_default().subscribe()
+    }
+
+    fn next_due(&self, topic: &Topic) -> Option<Duration> {
+        self.with_topic(topic.as_str(), |topic, now| topic.next_due(now)).flatten()
+    }
+
+    fn unsubscribed(&self, topic: &Topic) {
+        self.with_topic(topic.as_str(), |_, _| ());
     }
 }
 
@@ -263,7 +276,7 @@ impl WorkQueue for MemoryQueue {
     }
 
     async fn wakeups(&self, topic: &Topic) -> Result<WakeupStream> {
-        Ok(wakeups::subscribe(&self.shared, topic).boxed())
+        Ok(flames_queue::wakeups(&self.shared, Arc::clone(&self.shared.clock), topic))
     }
 }
 
@@ -271,6 +284,7 @@ impl WorkQueue for MemoryQueue {
 mod tests {
     use super::*;
     use flames_clock::SimulatedClock;
+    use futures::StreamExt;
 
     fn topic() -> Topic {
         Topic::new("vms").unwrap()

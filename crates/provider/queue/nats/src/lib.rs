@@ -50,7 +50,6 @@ mod record;
 mod time;
 mod topic;
 mod view;
-mod wakeups;
 mod wire;
 
 pub use config::{Credentials, NatsConfig};

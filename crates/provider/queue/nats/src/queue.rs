@@ -12,7 +12,6 @@ use flames_queue::{
     EnqueueOptions, Enqueued, Job, JobId, Lease, LeaseToken, MAX_BATCH, MAX_LEASE, MAX_REASON_BYTES,
     MIN_LEASE, ParkedJob, ParkedPage, Topic, TopicStats, WakeupStream, WorkQueue, WorkerId,
 };
-use futures::StreamExt;
 use tokio::task::JoinHandle;
 
 use crate::backend::Backend;
@@ -22,7 +21,6 @@ use crate::connect;
 use crate::feed::Feed;
 use crate::record::{Phase, Record};
 use crate::view::View;
-use crate::wakeups;
 use crate::wire;
 
 /// How often a dequeue that lost jobs to other processes looks again.
@@ -287,6 +285,6 @@ impl WorkQueue for NatsQueue {
     }
 
     async fn wakeups(&self, topic: &Topic) -> Result<WakeupStream> {
-        Ok(wakeups::subscribe(&self.view, topic).boxed())
+        Ok(flames_queue::wakeups(&self.view, Arc::clone(&self.view.clock), topic))
     }
 }

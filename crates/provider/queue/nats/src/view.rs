@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flames_clock::{Clock, ClockExt, DeadlineExceeded, Monotonic};
-use tokio::sync::{Notify, watch};
+use flames_queue::{Topic, WakingTopics};
+use tokio::sync::{Notify, broadcast, watch};
 
 use crate::record::Record;
 use crate::time::ServerTime;
@@ -71,6 +72,20 @@ impl Drop for Claim {
             jobs.claimed.remove(&self.id);
         });
         self.view.released.notify_waiters();
+    }
+}
+
+impl WakingTopics for View {
+    fn subscribe(&self, topic: &Topic) -> broadcast::Receiver<()> {
+        self.with_topic(topic.as_str(), |jobs, _| jobs.subscribe())
+    }
+
+    fn next_due(&self, topic: &Topic) -> Option<Duration> {
+        self.with_topic(topic.as_str(), |jobs, now| jobs.next_due(now))
+    }
+
+    fn unsubscribed(&self, topic: &Topic) {
+        self.with_topic(topic.as_str(), |_, _| ());
     }
 }
 
