@@ -55,6 +55,10 @@ pub struct IncarnationRecord {
     pub phase: RecordPhase,
     /// No report has a larger number than this; the next one of another process has.
     pub sequence_reserved: u64,
+    /// The revision of its network that its machine was made with, or put under last, as far as that was written down: the machine may be
+    /// under a later one that was told, never under an earlier one.
+    #[serde(default)]
+    pub network_revision: u64,
     /// Where its ports are reached.
     pub endpoints: Vec<Endpoint>,
     /// When it was first in each state.

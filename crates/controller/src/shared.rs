@@ -126,6 +126,7 @@ impl Shared {
                 features: cpu.features.clone(),
             },
             default_kernel: self.default_kernel.clone(),
+            live_network: capabilities.live_network_policy && self.config.address_block.is_some(),
             network: if capabilities.tap_network && self.config.address_block.is_some() {
                 DriverNetwork::Tap
             } else if capabilities.user_network {

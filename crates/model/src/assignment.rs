@@ -41,6 +41,9 @@ pub struct Assignment {
     pub wanted: Wanted,
     /// What the user asked for.
     pub spec: VmSpec,
+    /// The revision of `spec.network`. Another than the host's last one is to be put in force on the machine that lives.
+    #[serde(default, skip_serializing_if = "crate::vm::is_zero")]
+    pub network_revision: u64,
     /// Its guest's address, of the controller's block; none where that has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<GuestAddress>,

@@ -82,6 +82,9 @@ pub struct DriverInfo {
     /// How it connects guests.
     #[serde(default)]
     pub network: DriverNetwork,
+    /// Whether the network of a VM can be changed while it runs, for VMs with an address of their own.
+    #[serde(default)]
+    pub live_network: bool,
 }
 
 /// A host's daemon: its identity and what it offers. Written by registration and by operators only; a heartbeat does not touch it.

@@ -27,7 +27,9 @@ pub use ids::{
     ControllerId, DiskId, FencingToken, IncarnationId, OperationId, SessionToken, SnapshotId, VmId,
 };
 pub use image::{Image, ImageDefaults, ImageKind, ImageManifest};
-pub use incarnation::{Endpoint, Exit, ExitCause, Incarnation, IncarnationState, Report, Source};
+pub use incarnation::{
+    AppliedNetwork, Endpoint, Exit, ExitCause, Incarnation, IncarnationState, NetworkTrouble, Report, Source,
+};
 pub use names::{ImageName, Labels, PrivateNetworkName, ProjectName, SnapshotName, VmName};
 pub use network::{
     AddressBlock, AddressSlots, Bandwidth, DomainPattern, DriverNetwork, Egress, GuestAddress, IpRange,

@@ -45,6 +45,7 @@ fn driver(name: &str) -> DriverInfo {
         cpu: CpuFacts { vendor: "v".to_owned(), model: "m".to_owned(), features: "f".to_owned() },
         default_kernel: Some("k".to_owned()),
         network: Default::default(),
+        live_network: false,
     }
 }
 

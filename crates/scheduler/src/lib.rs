@@ -176,6 +176,7 @@ mod tests {
                     cpu: Default::default(),
                     default_kernel: None,
                     network: DriverNetwork::User,
+                    live_network: false,
                 },
                 address_block: None,
                 cordoned: false,

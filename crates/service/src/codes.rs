@@ -25,6 +25,8 @@ codes! {
     VM_NOT_RUNNING,
     /// The VM's machine cannot be paused.
     VM_NOT_PAUSABLE,
+    /// The VM runs on a host that cannot change the network of what runs.
+    NETWORK_NOT_CHANGEABLE,
     /// No such image.
     IMAGE_NOT_FOUND,
     /// The image is of another kind than the request needs.

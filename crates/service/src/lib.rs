@@ -15,6 +15,7 @@ mod images;
 mod join;
 mod links;
 mod mutation;
+mod networks;
 mod report;
 mod restores;
 mod snapshot_reports;

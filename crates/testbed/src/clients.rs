@@ -15,6 +15,7 @@ use flames_service::{
 };
 
 use crate::faults::Faults;
+use crate::networks;
 
 /// What a client may ask of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,6 +28,7 @@ pub(crate) enum Ask {
     Resume,
     Delete,
     SetLabels,
+    SetNetwork,
     Snapshot,
     Restore,
     DeleteSnapshot,
@@ -93,7 +95,7 @@ impl Client {
 
     async fn one(&self, number: u64) -> Result<()> {
         let known: Vec<VmId> = self.ledger().accepted.iter().map(|accepted| accepted.vm).collect();
-        let ask = match self.random.below(if known.is_empty() { 1 } else { 26 }) {
+        let ask = match self.random.below(if known.is_empty() { 1 } else { 30 }) {
             0..=4 => Ask::Create,
             5..=6 => Ask::Start,
             7..=8 => Ask::Stop,
@@ -104,6 +106,7 @@ impl Client {
             14..=19 => Ask::Snapshot,
             20..=22 => Ask::Restore,
             23 => Ask::DeleteSnapshot,
+            24..=27 => Ask::SetNetwork,
             _ => Ask::Delete,
         };
         self.ledger().asked += 1;
@@ -121,10 +124,11 @@ impl Client {
         let reference = VmRef::Id(vm);
         let caller = caller()?;
         let labels = Labels::new([("client".to_owned(), self.number.to_string())].into(), "labels")?;
+        let network = networks::any(self.random.as_ref());
         let answer = self
             .retried(number, |mutation| {
-                let (service, caller, reference, labels) =
-                    (&self.service, &caller, &reference, labels.clone());
+                let (service, caller, reference, labels, network) =
+                    (&self.service, &caller, &reference, labels.clone(), network.clone());
                 async move {
                     match ask {
                         Ask::Start | Ask::Create | Ask::Snapshot | Ask::Restore | Ask::DeleteSnapshot => {
@@ -136,6 +140,7 @@ impl Client {
                         Ask::Resume => service.resume_vm(caller, reference, &mutation).await,
                         Ask::Delete => service.delete_vm(caller, reference, &mutation).await,
                         Ask::SetLabels => service.set_labels(caller, reference, labels, &mutation).await,
+                        Ask::SetNetwork => service.set_network(caller, reference, network, &mutation).await,
                     }
                 }
             })

@@ -18,6 +18,7 @@ pub const TITLES: &[(&str, &str)] = &[
     ("VM_DELETED", "The VM is deleted"),
     ("VM_NOT_RUNNING", "The VM does not run"),
     ("VM_NOT_PAUSABLE", "The VM's machine cannot be paused"),
+    ("NETWORK_NOT_CHANGEABLE", "The network cannot be changed while the VM runs"),
     ("IMAGE_NOT_FOUND", "No such image"),
     ("IMAGE_WRONG_KIND", "The image is of another kind than the request needs"),
     ("IMAGE_IN_USE", "A VM uses the image"),

@@ -37,7 +37,7 @@ pub use names::{
     DesiredState, DiskKind, ExitCause, ImageKind, IncarnationState, OnHostLoss, ReasonCode, RestartRule,
     SnapshotState, VmState,
 };
-pub use network::{Address, Bandwidth, Egress, EgressMode, Network, PortRange};
+pub use network::{Address, Bandwidth, Egress, EgressMode, Network, NetworkStatus, PortRange};
 pub use problem::Problem;
 pub use query::{
     AttachQuery, ConsoleQuery, ControllerDelete, EventQuery, FileList, FileMove, FilePath, FileRemove,

@@ -151,6 +151,7 @@ impl FakeApi {
             reason: None,
             exit: None,
             endpoints: Vec::new(),
+            network: flames_model::AppliedNetwork { revision: assignment.network_revision, trouble: None },
             timeline: BTreeMap::new(),
             created_at: self.clock.now(),
             released_at: None,

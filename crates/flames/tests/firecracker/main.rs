@@ -181,6 +181,25 @@ fn a_guest_reaches_nothing_under_deny_and_all_when_unrestricted() {
         ],
     );
     assert_eq!(host.resolve("denied", "good.test"), None);
+    // Each is put under another policy while it runs.
+    let set = |name: &str, policy: &str| {
+        host.installation.run(&["network", "set", name, "--egress", policy]).ok();
+        let shown = host.installation.inspect(name);
+        assert_eq!(shown["network"]["in_force"], true, "{shown}");
+        assert_eq!(shown["state"], "running");
+    };
+    set("denied", "allow");
+    set("open", "deny");
+    assert_both(
+        &host,
+        [
+            ("denied", &[PUBLIC], &[PRIVATE, METADATA, HOST]),
+            ("open", &[], &[PUBLIC, PRIVATE, METADATA, HOST]),
+        ],
+    );
+    assert_eq!(host.resolve("denied", "good.test").as_deref(), Some(PUBLIC));
+    let shown = host.installation.run(&["network", "show", "denied"]).ok();
+    assert!(shown.contains("allow") && !shown.contains("not in force"), "{shown}");
     host.installation.run(&["rm", "-f", "denied", "open"]).ok();
     host.assert_clean();
 }
@@ -220,6 +239,8 @@ fn guests_survive_a_kill_9_of_flames_with_their_network() {
     let before = ["a", "b"].map(|name| host.address(name));
     let monitors = host.monitors();
     assert_eq!(monitors.len(), 2, "{monitors:?}");
+    // Whether the host has heard of it or not: it comes to that.
+    host.installation.run(&["network", "set", "b", "--egress", "deny", "--no-wait"]).ok();
     host.installation.kill();
     thread::sleep(Duration::from_secs(1));
     assert_eq!(host.monitors(), monitors, "the machines run on without Flames");
@@ -231,6 +252,9 @@ fn guests_survive_a_kill_9_of_flames_with_their_network() {
     }
     assert_eq!(host.resolve("a", "good.test").as_deref(), Some(PUBLIC), "its names resolve again");
     host.assert_reaches("a", &[PUBLIC], &[PRIVATE]);
+    let in_force = || host.installation.inspect("b")["network"]["in_force"] == true;
+    eventually("its changed network is in force", || in_force().then_some(()));
+    host.assert_reaches("b", &[], &[PUBLIC]);
     assert_eq!(["a", "b"].map(|name| host.address(name)), before);
     assert_eq!(host.monitors(), monitors);
     host.restore("c", &[]);

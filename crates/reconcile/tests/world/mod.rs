@@ -148,6 +148,7 @@ impl World {
                 cpu: CpuFacts { vendor: "v".to_owned(), model: "m".to_owned(), features: "f".to_owned() },
                 default_kernel: None,
                 network: if address_block.is_some() { DriverNetwork::Tap } else { DriverNetwork::User },
+                live_network: address_block.is_some(),
             },
             address_block,
         };
@@ -291,6 +292,7 @@ impl Host {
             reason: None,
             exit: None,
             endpoints: vec![],
+            network: AppliedNetwork { revision: of.network_revision, trouble: None },
             timeline: BTreeMap::new(),
             released: false,
             purged: false,

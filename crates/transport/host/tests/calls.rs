@@ -108,6 +108,7 @@ fn request(number: u128, name: &str) -> RegisterRequest {
             },
             default_kernel: None,
             network: Default::default(),
+            live_network: false,
         },
         address_block: None,
     }
@@ -138,6 +139,7 @@ fn assignment(number: u128, to: ControllerId) -> Assignment {
         wanted: Wanted::Running,
         address: None,
         spec,
+        network_revision: 0,
         source: Source::Boot,
         image: manifest(),
         kernel: None,
@@ -163,6 +165,7 @@ fn report(incarnation: u128) -> Report {
         reason: None,
         exit: None,
         endpoints: Vec::new(),
+        network: Default::default(),
         timeline: BTreeMap::new(),
         released: false,
         purged: false,
