@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use flames_guest_protocol::AgentKey;
 use flames_model::{
-    Assignment, Endpoint, Exit, IncarnationId, IncarnationState, Reason, SecretString, SnapshotId, Timestamp,
+    Assignment, Endpoint, Exit, IncarnationId, IncarnationState, Reason, SecretString, SnapshotBase,
+    SnapshotId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +95,9 @@ pub enum SavingStage {
         state: PathBuf,
         /// The memory, where it is a file of its own.
         memory: Option<PathBuf>,
+        /// What the memory is a difference from; none: it is whole.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        base: Option<SnapshotBase>,
     },
 }
 

@@ -120,6 +120,7 @@ impl Shared {
             acceleration: capabilities.acceleration.clone(),
             pause: capabilities.pause,
             snapshot: capabilities.snapshot,
+            diff_snapshot: capabilities.diff_snapshot,
             cpu: CpuFacts {
                 vendor: cpu.vendor.clone(),
                 model: cpu.model.clone(),

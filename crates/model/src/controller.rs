@@ -73,6 +73,9 @@ pub struct DriverInfo {
     /// Whether guests can be saved, and started from what was saved.
     #[serde(default)]
     pub snapshot: bool,
+    /// Whether what changed since a snapshot can be saved alone.
+    #[serde(default)]
+    pub diff_snapshot: bool,
     /// The processor that its guests see.
     #[serde(default)]
     pub cpu: CpuFacts,

@@ -38,9 +38,9 @@ pub use network::{
 pub use request::{Request, RequestRefusal, apply_request, run_is_over};
 pub use secret::SecretString;
 pub use snapshot::{
-    CpuFacts, RestoreOrder, Snapshot, SnapshotChunk, SnapshotFile, SnapshotFileRole, SnapshotManifest,
-    SnapshotPlatform, SnapshotProgress, SnapshotRefusal, SnapshotReport, SnapshotSizes, SnapshotState,
-    apply_snapshot_report, failed as failed_snapshot, restores_from,
+    CpuFacts, RestoreOrder, Snapshot, SnapshotBase, SnapshotChunk, SnapshotFile, SnapshotFileRole,
+    SnapshotManifest, SnapshotPlatform, SnapshotProgress, SnapshotRefusal, SnapshotReport, SnapshotSizes,
+    SnapshotState, apply_snapshot_report, failed as failed_snapshot, restores_from,
 };
 pub use spec::{DiskKind, OnHostLoss, PortSpec, RestartPolicy, RestartRule, VmSpec};
 pub use step::{Step, next_step, restart_at};

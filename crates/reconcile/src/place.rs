@@ -367,6 +367,7 @@ impl VmReconciler {
             kernel,
             restore,
             snapshot: None,
+            snapshot_base: None,
         };
         if let Some(last) = &entry.incarnation {
             change.remove_incarnation(last);

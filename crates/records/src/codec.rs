@@ -33,7 +33,8 @@ macro_rules! record {
 }
 
 // Schema 2: networks. Who rewrote one of these without knowing them would drop a VM's policy, or free an address that is in use.
-// Schema 3: networks that change. Who rewrote one of these without knowing them would drop which one is wanted, or in force.
+// Schema 3: networks that change, and snapshots that are differences. Who rewrote one of these without knowing them would drop which
+// network is wanted, or in force, or what a snapshot is a difference from.
 record! {
     Vm => "vm", 3;
     Incarnation => "incarnation", 3;
@@ -43,7 +44,7 @@ record! {
     ControllerLease => "lease", 1;
     Disk => "disk", 1;
     Image => "image", 1;
-    Snapshot => "snapshot", 2;
+    Snapshot => "snapshot", 3;
     Event => "event", 1;
     Tombstone => "tombstone", 3;
     Idempotency => "idempotency", 1;

@@ -173,6 +173,7 @@ mod tests {
                     acceleration: "none".into(),
                     pause: true,
                     snapshot: true,
+                    diff_snapshot: false,
                     cpu: Default::default(),
                     default_kernel: None,
                     network: DriverNetwork::User,

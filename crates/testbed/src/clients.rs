@@ -11,7 +11,8 @@ use flames_model::{
     RestartPolicy, RestartRule, SnapshotId, VmId, VmName, VmSpec,
 };
 use flames_service::{
-    Caller, CreateVm, Mutation, RequestKey, RestoreSnapshot, Service, SnapshotRef, VmRef, VmView,
+    Caller, CreateVm, Mutation, NewSnapshot, NewSnapshotKind, RequestKey, RestoreSnapshot, Service,
+    SnapshotRef, VmRef, VmView,
 };
 
 use crate::faults::Faults;
@@ -162,10 +163,15 @@ impl Client {
 
     async fn snapshot(&self, number: u64, vm: VmId) -> Result<()> {
         let (caller, reference) = (caller()?, VmRef::Id(vm));
+        let kind = match self.random.below(2) {
+            0 => NewSnapshotKind::Full,
+            _ => NewSnapshotKind::Diff { base: None },
+        };
         let answer = self
             .retried(number, |mutation| {
                 let (service, caller, reference) = (&self.service, &caller, &reference);
-                async move { service.create_snapshot(caller, reference, None, &mutation).await }
+                let new = NewSnapshot { name: None, kind: kind.clone() };
+                async move { service.create_snapshot(caller, reference, new, &mutation).await }
             })
             .await;
         match answer {
@@ -176,7 +182,13 @@ impl Client {
             Err(error)
                 if refuses(
                     &error,
-                    &["VM_DELETED", "VM_NOT_RUNNING", "SNAPSHOT_IN_PROGRESS", "SNAPSHOT_NOT_FOUND"],
+                    &[
+                        "VM_DELETED",
+                        "VM_NOT_RUNNING",
+                        "SNAPSHOT_IN_PROGRESS",
+                        "SNAPSHOT_NOT_FOUND",
+                        "SNAPSHOT_BASE_UNUSABLE",
+                    ],
                 ) =>
             {
                 Ok(())

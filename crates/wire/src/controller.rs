@@ -45,6 +45,9 @@ pub struct Driver {
     /// Whether guests can be saved, and started from what was saved.
     #[serde(default)]
     pub snapshot: bool,
+    /// Whether what changed since a snapshot can be saved alone.
+    #[serde(default)]
+    pub diff_snapshot: bool,
     /// Whether the network of a VM can be changed while it runs.
     #[serde(default)]
     pub live_network: bool,
@@ -121,6 +124,7 @@ impl Controller {
                 acceleration: driver.acceleration.clone(),
                 pause: driver.pause,
                 snapshot: driver.snapshot,
+                diff_snapshot: driver.diff_snapshot,
                 live_network: driver.live_network,
             },
             address_block: controller.address_block.as_ref().map(block),

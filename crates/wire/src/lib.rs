@@ -45,7 +45,8 @@ pub use query::{
     SnapshotWaitQuery, VmListQuery, WaitQuery, label_filter, parse_label_filter,
 };
 pub use snapshot::{
-    CreateSnapshot, RestoreSnapshot, Snapshot, SnapshotList, SnapshotPlatform, SnapshotWaitResult,
+    CreateSnapshot, RestoreSnapshot, Snapshot, SnapshotKind, SnapshotList, SnapshotPlatform,
+    SnapshotWaitResult,
 };
 pub use spec::{CreateVm, CreateVmSpec, Port, Restart, SetLabels, VmSpec};
 pub use vm::{Endpoint, Exit, Incarnation, Reason, Route, TimelineEntry, Vm, VmList, WaitResult};

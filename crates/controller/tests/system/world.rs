@@ -185,6 +185,7 @@ impl World {
             kernel: None,
             restore: None,
             snapshot: None,
+            snapshot_base: None,
         }
     }
 

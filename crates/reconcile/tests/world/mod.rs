@@ -145,6 +145,7 @@ impl World {
                 acceleration: "none".into(),
                 pause: true,
                 snapshot: true,
+                diff_snapshot: true,
                 cpu: CpuFacts { vendor: "v".to_owned(), model: "m".to_owned(), features: "f".to_owned() },
                 default_kernel: None,
                 network: if address_block.is_some() { DriverNetwork::Tap } else { DriverNetwork::User },

@@ -101,6 +101,7 @@ fn request(number: u128, name: &str) -> RegisterRequest {
             acceleration: "none".to_owned(),
             pause: true,
             snapshot: true,
+            diff_snapshot: false,
             cpu: flames_model::CpuFacts {
                 vendor: "v".to_owned(),
                 model: "m".to_owned(),
@@ -145,6 +146,7 @@ fn assignment(number: u128, to: ControllerId) -> Assignment {
         kernel: None,
         restore: None,
         snapshot: None,
+        snapshot_base: None,
     }
 }
 

@@ -207,6 +207,7 @@ pub(crate) async fn register(service: &Service) -> (ControllerId, flames_service
                 acceleration: "none".to_owned(),
                 pause: true,
                 snapshot: true,
+                diff_snapshot: true,
                 cpu: flames_model::CpuFacts {
                     vendor: "v".to_owned(),
                     model: "m".to_owned(),
