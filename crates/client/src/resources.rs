@@ -6,7 +6,7 @@ use bytes::Bytes;
 use flames_error::{Error, Result};
 use flames_wire::{
     Controller, ControllerDelete, ControllerList, CreateJoinToken, CreateVm, Health, Image, ImageImport,
-    ImageList, ImportUpdate, JoinTokenList, NewJoinToken, PageQuery, SetLabels, Version, Vm, VmList,
+    ImageList, ImportUpdate, JoinTokenList, Network, NewJoinToken, PageQuery, SetLabels, Version, Vm, VmList,
     VmListQuery, WaitQuery, WaitResult,
 };
 use futures::stream::BoxStream;
@@ -119,7 +119,14 @@ impl Client {
         call.headers(mutation.headers()?).json(labels)?.read().await
     }
 
-    /// Waits until a VM is as hoped: a state, `ended` or `released`. Not reaching it is no error. The server may cut the time; ask again.
+    /// Replaces what a VM may reach, and who may reach it. Errors: as [`Client::start_vm`]; `InvalidInput` with the field; `NotSupported` when
+    /// it runs on a host that cannot change it.
+    pub async fn set_network(&self, vm: &str, network: &Network, mutation: &Mutation) -> Result<Vm> {
+        let call = self.call("client.set_network", Method::PUT, vm_path(vm, "/network"));
+        call.headers(mutation.headers()?).json(network)?.read().await
+    }
+
+    /// Waits until a VM is as hoped: a state, `ended`, `released` or `network`. Not reaching it is no error. The server may cut the time; ask again.
     ///
     /// Errors: `NotFound`; `InvalidInput`; `Unavailable`.
     pub async fn wait_vm(&self, vm: &str, hope: &str, timeout: Duration) -> Result<WaitResult> {

@@ -117,7 +117,7 @@ fn refused(field: &str, sentence: &str) -> Result<NetworkSpec> {
 }
 
 /// The policy in the driver's terms.
-fn policy(assignment: &Assignment) -> NetworkPolicy {
+pub(crate) fn policy(assignment: &Assignment) -> NetworkPolicy {
     let asked = &assignment.spec.network;
     let ranges = |ranges: &[IpRange]| -> Vec<AddressRange> {
         ranges.iter().map(|range| (range.address(), range.prefix())).collect()

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use flames_guest_protocol::AgentKey;
 use flames_model::{
-    Assignment, Endpoint, Exit, IncarnationId, IncarnationState, Reason, SecretString, SnapshotId, Timestamp,
+    Assignment, Endpoint, Exit, IncarnationId, IncarnationState, Reason, SecretString, SnapshotBase,
+    SnapshotId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +56,10 @@ pub struct IncarnationRecord {
     pub phase: RecordPhase,
     /// No report has a larger number than this; the next one of another process has.
     pub sequence_reserved: u64,
+    /// The revision of its network that its machine was made with, or put under last, as far as that was written down: the machine may be
+    /// under a later one that was told, never under an earlier one.
+    #[serde(default)]
+    pub network_revision: u64,
     /// Where its ports are reached.
     pub endpoints: Vec<Endpoint>,
     /// When it was first in each state.
@@ -90,6 +95,9 @@ pub enum SavingStage {
         state: PathBuf,
         /// The memory, where it is a file of its own.
         memory: Option<PathBuf>,
+        /// What the memory is a difference from; none: it is whole.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        base: Option<SnapshotBase>,
     },
 }
 

@@ -247,6 +247,7 @@ mod tests {
             reason: None,
             exit: None,
             endpoints: Vec::new(),
+            network: Default::default(),
             timeline: [(state, Timestamp::UNIX_EPOCH)].into(),
             released: false,
             purged: false,

@@ -120,12 +120,14 @@ impl Shared {
             acceleration: capabilities.acceleration.clone(),
             pause: capabilities.pause,
             snapshot: capabilities.snapshot,
+            diff_snapshot: capabilities.diff_snapshot,
             cpu: CpuFacts {
                 vendor: cpu.vendor.clone(),
                 model: cpu.model.clone(),
                 features: cpu.features.clone(),
             },
             default_kernel: self.default_kernel.clone(),
+            live_network: capabilities.live_network_policy && self.config.address_block.is_some(),
             network: if capabilities.tap_network && self.config.address_block.is_some() {
                 DriverNetwork::Tap
             } else if capabilities.user_network {

@@ -52,6 +52,7 @@ fn record(number: u128, disk: DiskKind) -> IncarnationRecord {
         epoch_ms: 1,
         phase: RecordPhase::Accepted,
         sequence_reserved: 1_000,
+        network_revision: 0,
         endpoints: Vec::new(),
         timeline: Default::default(),
         ending: None,

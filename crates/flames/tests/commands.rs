@@ -207,7 +207,16 @@ fn a_snapshot_is_created_listed_inspected_restored_and_removed() {
     for told in ["snapshot_created", "snapshot_state"] {
         assert!(events.contains(told), "{told} is not in {events}");
     }
-    installation.run(&["snapshot", "rm", "before", &made_up]).ok();
+    let difference = ["--json", "snapshot", "create", "x", "--diff", "--name", "difference"];
+    let difference = installation.run(&difference).json();
+    assert_eq!(difference["state"], "ready");
+    let listed = installation.run(&["snapshot", "ls"]).ok();
+    let line = listed.lines().find(|line| line.starts_with("difference")).unwrap();
+    assert!(line.contains(&made_up), "{listed}");
+    installation.run(&["snapshot", "create", "x", "--diff", "--base", "before"]).failed(4);
+    installation.run(&["snapshot", "create", "x", "--base", "before"]).failed(2);
+    installation.run(&["snapshot", "create", "y", "--diff"]).failed(4);
+    installation.run(&["snapshot", "rm", "before", &made_up, "difference"]).ok();
     assert_eq!(installation.run(&["-q", "snapshot", "ls"]).ok(), "");
     assert_eq!(installation.run(&["exec", "y", "--", "echo", "alive"]).ok(), "alive\n");
 }

@@ -119,3 +119,43 @@ fn what_a_network_cannot_be_is_refused_with_its_field() {
     ]);
     assert!(told.failed(2).contains("address_block"));
 }
+
+#[test]
+fn a_network_is_changed_while_its_vm_runs_and_shown_with_whether_it_is_in_force() {
+    let installation = with_block("10.88.0.0/28");
+    installation.run(&["run", "-d", "--name", "web", "test", "--", "sleep", "infinity"]).ok();
+    let set = ["network", "set", "web", "--allow-domain", "pypi.org", "--upload", "1M"];
+    assert_eq!(installation.run(&set).ok(), "web\n");
+    let shown = installation.run(&["--json", "network", "show", "web"]).json();
+    let told = (&shown["in_force"], &shown["revision"], &shown["applied_revision"]);
+    assert_eq!(told, (&true.into(), &1.into(), &1.into()), "{shown:#}");
+    let shown = installation.run(&["network", "show", "web"]).ok();
+    assert!(shown.contains("allow-list pypi.org") && shown.contains("1000000 bytes/s"), "{shown}");
+    let vm = installation.inspect("web");
+    assert_eq!((&vm["run"], &vm["state"]), (&1.into(), &"running".into()), "it is not restarted");
+    let events = installation.run(&["events", "--vm", "web"]).ok();
+    assert!(events.contains("network changed (revision 1)"), "{events}");
+    assert!(events.contains("under network revision 1"), "{events}");
+    installation.run(&["network", "set", "web"]).failed(2);
+    installation.run(&["network", "set", "web", "--egress", "allow", "--allow", "8.8.8.8"]).failed(2);
+    installation.run(&["network", "set", "nobody", "--egress", "deny"]).failed(3);
+}
+
+#[test]
+fn a_host_without_addresses_changes_a_network_once_its_vm_is_stopped() {
+    let installation = Installation::simulated();
+    installation.import_small_image();
+    installation.run(&["run", "-d", "--name", "web", "test", "--", "sleep", "infinity"]).ok();
+    let set = ["network", "set", "web", "--egress", "unrestricted"];
+    let refused = installation.run(&set);
+    assert!(refused.stderr.contains("flames stop web"), "{}", refused.stderr);
+    refused.failed(2);
+    installation.run(&["stop", "web"]).ok();
+    installation.run(&set).ok();
+    installation.run(&["start", "web"]).ok();
+    let shown = installation.run(&["--json", "network", "show", "web"]).json();
+    assert_eq!(
+        (&shown["in_force"], &shown["network"]["egress"]["mode"]),
+        (&true.into(), &"unrestricted".into())
+    );
+}

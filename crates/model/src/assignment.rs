@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ControllerId, FencingToken, GuestAddress, ImageManifest, IncarnationId, ProjectName, RestoreOrder,
-    SnapshotId, Source, VmId, VmName, VmSpec,
+    SnapshotBase, SnapshotId, Source, VmId, VmName, VmSpec,
 };
 
 /// What a controller is to make of an incarnation.
@@ -41,6 +41,9 @@ pub struct Assignment {
     pub wanted: Wanted,
     /// What the user asked for.
     pub spec: VmSpec,
+    /// The revision of `spec.network`. Another than the host's last one is to be put in force on the machine that lives.
+    #[serde(default, skip_serializing_if = "crate::vm::is_zero")]
+    pub network_revision: u64,
     /// Its guest's address, of the controller's block; none where that has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<GuestAddress>,
@@ -56,4 +59,7 @@ pub struct Assignment {
     /// The snapshot that its controller is to take of it, until that is finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotId>,
+    /// What that snapshot is to be saved as a difference from, if the driver can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_base: Option<SnapshotBase>,
 }

@@ -73,6 +73,9 @@ pub struct DriverInfo {
     /// Whether guests can be saved, and started from what was saved.
     #[serde(default)]
     pub snapshot: bool,
+    /// Whether what changed since a snapshot can be saved alone.
+    #[serde(default)]
+    pub diff_snapshot: bool,
     /// The processor that its guests see.
     #[serde(default)]
     pub cpu: CpuFacts,
@@ -82,6 +85,9 @@ pub struct DriverInfo {
     /// How it connects guests.
     #[serde(default)]
     pub network: DriverNetwork,
+    /// Whether the network of a VM can be changed while it runs, for VMs with an address of their own.
+    #[serde(default)]
+    pub live_network: bool,
 }
 
 /// A host's daemon: its identity and what it offers. Written by registration and by operators only; a heartbeat does not touch it.

@@ -52,6 +52,8 @@ pub enum ReasonCode {
     ImageMissing,
     /// Something that takes its time is waited for.
     Waiting,
+    /// A machine that lives could not be put under the network that is wanted.
+    NetworkNotApplied,
     /// The guest could not be saved.
     SnapshotFailed,
     /// What a guest was to be loaded from is damaged, or is not there.
@@ -103,6 +105,16 @@ pub enum EventKind {
     },
     /// A VM's labels were changed.
     VmLabelled,
+    /// A VM's network was changed; what it was is in force until its host says otherwise.
+    VmNetwork {
+        /// The revision that is wanted now.
+        revision: u64,
+    },
+    /// A VM's machine is under another revision of its network, or its host tells why it is not.
+    VmNetworkApplied {
+        /// The revision that the machine is under.
+        revision: u64,
+    },
     /// No place was found for a VM; it is tried again.
     VmUnplaced,
     /// A VM was placed on a controller.

@@ -118,6 +118,37 @@ pub struct Endpoint {
     pub address: SocketAddr,
 }
 
+/// The network that an incarnation's machine is under, as its host tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct AppliedNetwork {
+    /// The revision of the VM's network that the machine was made with, or put under last.
+    pub revision: u64,
+    /// Why the machine is not under a later one that the host was told, when that needs saying.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<NetworkTrouble>,
+}
+
+/// Why a machine is not under a network that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkTrouble {
+    /// The revision of that network.
+    pub revision: u64,
+    /// Why.
+    pub reason: Reason,
+}
+
+impl AppliedNetwork {
+    /// Whether it is that of a VM whose network was never changed.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Why the machine is not under this revision, when its host has said so.
+    pub fn trouble_with(&self, revision: u64) -> Option<&Reason> {
+        self.trouble.as_ref().filter(|trouble| trouble.revision == revision).map(|trouble| &trouble.reason)
+    }
+}
+
 /// One try at running a VM on one controller. Holds its reservation until its controller confirms the release or is confirmed
 /// dead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,6 +184,9 @@ pub struct Incarnation {
     pub exit: Option<Exit>,
     /// Where its ports are reached.
     pub endpoints: Vec<Endpoint>,
+    /// The network that its machine is under.
+    #[serde(default, skip_serializing_if = "AppliedNetwork::is_default")]
+    pub network: AppliedNetwork,
     /// When it first was in each state.
     pub timeline: BTreeMap<IncarnationState, Timestamp>,
     /// When it was placed.
@@ -164,6 +198,24 @@ pub struct Incarnation {
 }
 
 impl Incarnation {
+    /// The revision of the VM's network that its machine is under; none: no machine of it runs or stands still, as far as is known.
+    pub fn network_applied(&self) -> Option<u64> {
+        let state = match self.state {
+            IncarnationState::Lost => self.state_before_loss.unwrap_or(self.state),
+            state => state,
+        };
+        let has_machine = matches!(
+            state,
+            IncarnationState::Starting
+                | IncarnationState::Restoring
+                | IncarnationState::Running
+                | IncarnationState::Pausing
+                | IncarnationState::Paused
+                | IncarnationState::Stopping
+        );
+        has_machine.then_some(self.network.revision)
+    }
+
     /// How long it ran: from `running` to its end, zero when it never ran.
     pub fn ran_for_ms(&self) -> u64 {
         let ended = self.exit.map(|exit| exit.at).or_else(|| {
@@ -209,6 +261,9 @@ pub struct Report {
     pub exit: Option<Exit>,
     /// Where its ports are reached.
     pub endpoints: Vec<Endpoint>,
+    /// The network that its machine is under.
+    #[serde(default, skip_serializing_if = "AppliedNetwork::is_default")]
+    pub network: AppliedNetwork,
     /// When it entered the states since the last report, by the host's clock.
     pub timeline: BTreeMap<IncarnationState, Timestamp>,
     /// Whether it holds nothing more on the host.

@@ -27,7 +27,9 @@ pub use ids::{
     ControllerId, DiskId, FencingToken, IncarnationId, OperationId, SessionToken, SnapshotId, VmId,
 };
 pub use image::{Image, ImageDefaults, ImageKind, ImageManifest};
-pub use incarnation::{Endpoint, Exit, ExitCause, Incarnation, IncarnationState, Report, Source};
+pub use incarnation::{
+    AppliedNetwork, Endpoint, Exit, ExitCause, Incarnation, IncarnationState, NetworkTrouble, Report, Source,
+};
 pub use names::{ImageName, Labels, PrivateNetworkName, ProjectName, SnapshotName, VmName};
 pub use network::{
     AddressBlock, AddressSlots, Bandwidth, DomainPattern, DriverNetwork, Egress, GuestAddress, IpRange,
@@ -36,9 +38,9 @@ pub use network::{
 pub use request::{Request, RequestRefusal, apply_request, run_is_over};
 pub use secret::SecretString;
 pub use snapshot::{
-    CpuFacts, RestoreOrder, Snapshot, SnapshotChunk, SnapshotFile, SnapshotFileRole, SnapshotManifest,
-    SnapshotPlatform, SnapshotProgress, SnapshotRefusal, SnapshotReport, SnapshotSizes, SnapshotState,
-    apply_snapshot_report, failed as failed_snapshot, restores_from,
+    CpuFacts, RestoreOrder, Snapshot, SnapshotBase, SnapshotChunk, SnapshotFile, SnapshotFileRole,
+    SnapshotManifest, SnapshotPlatform, SnapshotProgress, SnapshotRefusal, SnapshotReport, SnapshotSizes,
+    SnapshotState, apply_snapshot_report, failed as failed_snapshot, restores_from,
 };
 pub use spec::{DiskKind, OnHostLoss, PortSpec, RestartPolicy, RestartRule, VmSpec};
 pub use step::{Step, next_step, restart_at};

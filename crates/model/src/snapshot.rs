@@ -131,6 +131,18 @@ pub struct SnapshotSizes {
     pub stored_bytes: u64,
     /// How many chunks it names, each once.
     pub chunks: u64,
+    /// Bytes of those chunks, as they are stored, that the snapshot which it was saved as a difference from does not name; of any other, all.
+    #[serde(default)]
+    pub own_bytes: u64,
+}
+
+/// The snapshot that another one is saved as a difference from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotBase {
+    /// Which.
+    pub snapshot: SnapshotId,
+    /// The blob that lists what it consists of.
+    pub manifest: String,
 }
 
 /// A saved guest, with the disk it had at that moment.
@@ -154,6 +166,10 @@ pub struct Snapshot {
     pub token: FencingToken,
     /// The snapshot that the VM itself was restored from.
     pub parent: Option<SnapshotId>,
+    /// The snapshot of the same run that it is saved as a difference from; none: all of the guest is saved. Either way it consists of all
+    /// that it needs: nothing of the other one's record is needed to load it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<SnapshotId>,
     /// The VM's labels at that time.
     pub labels: Labels,
     /// What the VM was asked to be.
@@ -192,6 +208,9 @@ pub enum SnapshotProgress {
         manifest: String,
         /// How large it is; what is stored is not known yet.
         sizes: SnapshotSizes,
+        /// What it was saved as a difference from; none: a host that could not do that has saved all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        base: Option<SnapshotId>,
     },
     /// Everything that the manifest names is stored.
     Ready {
@@ -253,9 +272,10 @@ pub fn apply_snapshot_report(
     let mut after = Snapshot { sequence: report.sequence, state: SnapshotState::Taking, ..snapshot.clone() };
     match &report.progress {
         SnapshotProgress::Taking => {}
-        SnapshotProgress::Named { manifest, sizes } => {
+        SnapshotProgress::Named { manifest, sizes, base } => {
             after.manifest = Some(manifest.clone());
             after.sizes = *sizes;
+            after.base = snapshot.base.filter(|ordered| Some(*ordered) == *base);
         }
         SnapshotProgress::Ready { manifest, sizes } => {
             if snapshot.manifest.as_ref() != Some(manifest) {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ImageName, Labels, NetworkSpec, Resources, SecretString};
 
-/// What a user asks of a VM. Fixed for the VM's life. [`VmSpec::validate`] says what is allowed.
+/// What a user asks of a VM. Fixed for the VM's life, but for `network`. [`VmSpec::validate`] says what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {
     /// The image its root file system comes from.

@@ -44,6 +44,7 @@ pub fn apply_report(
         after.reason.clone_from(&report.reason);
         after.exit = report.exit;
         after.endpoints.clone_from(&report.endpoints);
+        after.network.clone_from(&report.network);
         for (state, at) in &report.timeline {
             after.timeline.entry(*state).or_insert(*at);
         }

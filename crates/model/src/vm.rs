@@ -35,6 +35,9 @@ pub struct Vm {
     pub labels: Labels,
     /// What was asked for.
     pub spec: VmSpec,
+    /// Counts the changes of `spec.network`: its revision. What a host is told and reports names it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub network_revision: u64,
     /// What is wanted of it.
     pub desired: DesiredState,
     /// Why that is wanted, where it was not simply asked for.
@@ -67,6 +70,12 @@ pub struct Vm {
     pub deleted_at: Option<Timestamp>,
 }
 
+/// For fields that are not written while they are zero.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde asks for it")]
+pub(crate) fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 impl Vm {
     /// How long the record of a deleted VM is kept, in milliseconds: 3 days.
     pub const TOMBSTONE_KEPT_MS: i64 = 3 * 24 * 3_600_000;
@@ -76,6 +85,11 @@ impl Vm {
     /// Whether its writable layer outlives a run.
     pub fn has_persistent_disk(&self) -> bool {
         self.spec.disk == DiskKind::Persistent
+    }
+
+    /// Whether its machine, the present run's, is under the network that `spec.network` says now.
+    pub fn is_network_in_force(&self, incarnation: Option<&Incarnation>) -> bool {
+        incarnation.and_then(Incarnation::network_applied) == Some(self.network_revision)
     }
 }
 

@@ -42,9 +42,11 @@ fn driver(name: &str) -> DriverInfo {
         acceleration: "none".to_owned(),
         pause: true,
         snapshot: true,
+        diff_snapshot: false,
         cpu: CpuFacts { vendor: "v".to_owned(), model: "m".to_owned(), features: "f".to_owned() },
         default_kernel: Some("k".to_owned()),
         network: Default::default(),
+        live_network: false,
     }
 }
 
@@ -66,6 +68,7 @@ fn snapshot() -> Snapshot {
         controller: ControllerId::from_uuid(Uuid::from_u128(1)),
         token: FencingToken(3),
         parent: None,
+        base: Some(SnapshotId::from_uuid(Uuid::from_u128(2))),
         labels: Labels::default(),
         spec: spec(),
         image,
@@ -82,11 +85,11 @@ fn snapshot() -> Snapshot {
 }
 
 fn progress() -> impl Strategy<Value = SnapshotProgress> {
-    let sizes = SnapshotSizes { logical_bytes: 2, stored_bytes: 1, chunks: 1 };
+    let sizes = SnapshotSizes { logical_bytes: 2, stored_bytes: 1, chunks: 1, own_bytes: 1 };
     let manifest = prop::sample::select(vec!["a".to_owned(), "b".to_owned()]);
     prop_oneof![
         2 => Just(SnapshotProgress::Taking),
-        3 => manifest.clone().prop_map(move |manifest| SnapshotProgress::Named { manifest, sizes }),
+        3 => manifest.clone().prop_map(move |manifest| SnapshotProgress::Named { manifest, sizes, base: None }),
         3 => manifest.prop_map(move |manifest| SnapshotProgress::Ready { manifest, sizes }),
         1 => Just(SnapshotProgress::Failed { reason: Reason::new(ReasonCode::SnapshotFailed, "no") }),
     ]

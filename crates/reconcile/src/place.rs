@@ -5,9 +5,10 @@ use std::sync::{Arc, PoisonError};
 use flames_clock::{Monotonic, RandomExt};
 use flames_error::Result;
 use flames_model::{
-    AddressSlots, Assignment, Controller, ControllerAllocation, ControllerId, Disk, DiskId, EventKind,
-    FencingToken, GuestAddress, Image, ImageManifest, Incarnation, IncarnationId, IncarnationState, Reason,
-    ReasonCode, Resources, RestoreOrder, Snapshot, Source, Vm, Wanted, restores_from,
+    AddressSlots, AppliedNetwork, Assignment, Controller, ControllerAllocation, ControllerId, Disk, DiskId,
+    EventKind, FencingToken, GuestAddress, Image, ImageManifest, Incarnation, IncarnationId,
+    IncarnationState, Reason, ReasonCode, Resources, RestoreOrder, Snapshot, Source, Vm, Wanted,
+    restores_from,
 };
 use flames_records::{Change, DueEntry, Versioned, VmEntry};
 use flames_scheduler::{Candidate, Decision, Request};
@@ -340,6 +341,7 @@ impl VmReconciler {
             reason: None,
             exit: None,
             endpoints: Vec::new(),
+            network: AppliedNetwork { revision: old.network_revision, trouble: None },
             timeline: [(IncarnationState::Scheduled, now)].into(),
             created_at: now,
             released_at: None,
@@ -358,12 +360,14 @@ impl VmReconciler {
                 Wanted::Running
             },
             spec: old.spec.clone(),
+            network_revision: old.network_revision,
             address: place.address,
             source,
             image,
             kernel,
             restore,
             snapshot: None,
+            snapshot_base: None,
         };
         if let Some(last) = &entry.incarnation {
             change.remove_incarnation(last);

@@ -215,10 +215,18 @@ impl VmReconciler {
         look_again: Option<Timestamp>,
     ) -> Result<Change> {
         let mut change = self.observed(due, entry);
-        if let Some(told) = self.current_assignment(entry).await?
-            && told.wanted != wanted
-        {
-            change.update_assignment(&told, Assignment { wanted, ..Assignment::clone(&told) });
+        if let Some(told) = self.current_assignment(entry).await? {
+            // What is to end stays under its last network.
+            let lives = matches!(wanted, Wanted::Running | Wanted::Paused);
+            let another = lives && told.network_revision != entry.vm.network_revision;
+            if told.wanted != wanted || another {
+                let mut tell = Assignment { wanted, ..Assignment::clone(&told) };
+                if another {
+                    tell.spec.network.clone_from(&entry.vm.spec.network);
+                    tell.network_revision = entry.vm.network_revision;
+                }
+                change.update_assignment(&told, tell);
+            }
         }
         // A deadline stands in an entry of its own since it was set; it is written again here only if this is that entry.
         if let Some(at) = look_again.filter(|at| *at == due.key.at) {

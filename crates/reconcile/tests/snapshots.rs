@@ -17,8 +17,22 @@ fn no_key() -> Mutation {
 }
 
 async fn create(world: &World, vm: &str, name: Option<&str>) -> flames_error::Result<Snapshot> {
+    create_of(world, vm, name, NewSnapshotKind::Full).await
+}
+
+async fn create_of(
+    world: &World,
+    vm: &str,
+    name: Option<&str>,
+    kind: NewSnapshotKind,
+) -> flames_error::Result<Snapshot> {
     let name = name.map(|name| SnapshotName::new(name).unwrap());
-    world.service.create_snapshot(&caller(), &VmRef::parse(vm).unwrap(), name, &no_key()).await
+    let new = NewSnapshot { name, kind };
+    world.service.create_snapshot(&caller(), &VmRef::parse(vm).unwrap(), new, &no_key()).await
+}
+
+fn diff(base: Option<&str>) -> NewSnapshotKind {
+    NewSnapshotKind::Diff { base: base.map(|base| SnapshotRef::parse(base).unwrap()) }
 }
 
 async fn delete(world: &World, snapshot: &str) -> flames_error::Result<()> {
@@ -90,9 +104,9 @@ async fn stored(world: &World, of: &Snapshot, piece: &str) -> (String, String) {
 /// Takes a snapshot to its end, as a host does.
 async fn take(world: &World, host: &Host, of: &Snapshot, piece: &str) -> (String, String) {
     let (manifest, chunk) = stored(world, of, piece).await;
-    let sizes = SnapshotSizes { logical_bytes: 5, stored_bytes: 5, chunks: 1 };
+    let sizes = SnapshotSizes { logical_bytes: 5, stored_bytes: 5, chunks: 1, own_bytes: 5 };
     report(world, host, of, 1, SnapshotProgress::Taking).await;
-    let named = SnapshotProgress::Named { manifest: manifest.clone(), sizes };
+    let named = SnapshotProgress::Named { manifest: manifest.clone(), sizes, base: of.base };
     assert_eq!(report(world, host, of, 2, named).await, SnapshotReportOutcome::Taken);
     let ready = SnapshotProgress::Ready { manifest: manifest.clone(), sizes };
     assert_eq!(report(world, host, of, 3, ready).await, SnapshotReportOutcome::Taken);
@@ -258,4 +272,56 @@ async fn pieces_are_kept_while_a_snapshot_names_them_and_swept_afterwards() {
     delete(&world, "b").await.unwrap();
     sweep().await;
     assert!(!there(&manifest_b).await && !there(&shared).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_difference_is_saved_from_the_newest_ready_snapshot_of_the_run_which_stays_until_it_is_ready() {
+    let world = World::new().await;
+    let mut host = world.add_host(1, 8).await;
+    running(&world, &mut host, "x").await;
+    assert_eq!(code(create_of(&world, "x", None, diff(None)).await), "SNAPSHOT_BASE_UNUSABLE");
+    for (name, piece) in [("old", "a"), ("new", "b")] {
+        let full = create(&world, "x", Some(name)).await.unwrap();
+        assert_eq!((full.base, host.assignment(&world, "x").await.snapshot_base), (None, None));
+        take(&world, &host, &full, piece).await;
+        world.clock.advance(Duration::from_secs(1)).await;
+    }
+    let newest = get(&world, "new").await.unwrap();
+    assert_eq!(code(create_of(&world, "x", None, diff(Some("old"))).await), "SNAPSHOT_BASE_UNUSABLE");
+    assert_eq!(code(create_of(&world, "x", None, diff(Some("none"))).await), "SNAPSHOT_NOT_FOUND");
+    let difference = create_of(&world, "x", Some("d"), diff(Some("new"))).await.unwrap();
+    assert_eq!(difference.base, Some(newest.id));
+    let ordered = SnapshotBase { snapshot: newest.id, manifest: newest.manifest.clone().unwrap() };
+    assert_eq!(host.assignment(&world, "x").await.snapshot_base, Some(ordered));
+    let refused = delete(&world, "new").await.unwrap_err();
+    assert_eq!(refused.code(), Some("SNAPSHOT_IN_USE"));
+    assert!(refused.user_message().unwrap().contains("`d`"), "{refused:?}");
+    delete(&world, "old").await.unwrap();
+    take(&world, &host, &difference, "d").await;
+    assert_eq!(host.assignment(&world, "x").await.snapshot_base, None);
+    assert_eq!(get(&world, "d").await.unwrap().base, Some(newest.id));
+    // It names all that it consists of itself.
+    delete(&world, "new").await.unwrap();
+    assert_eq!(get(&world, "d").await.unwrap().state, SnapshotState::Ready);
+    restore(&world, "d", "y").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_has_saved_all_in_place_of_a_difference_says_so_and_another_run_has_no_base() {
+    let world = World::new().await;
+    let mut host = world.add_host(1, 8).await;
+    running(&world, &mut host, "x").await;
+    let full = create(&world, "x", Some("s")).await.unwrap();
+    take(&world, &host, &full, "1").await;
+    let mut whole = create_of(&world, "x", Some("d"), diff(None)).await.unwrap();
+    whole.base = None;
+    take(&world, &host, &whole, "2").await;
+    assert_eq!(get(&world, "d").await.unwrap().base, None);
+    world.service.restart_vm(&caller(), &VmRef::parse("x").unwrap(), &no_key()).await.unwrap();
+    for _ in 0..2 {
+        world.settle().await;
+        host.obey(&world).await;
+    }
+    assert_eq!(world.state("x").await, VmState::Running);
+    assert_eq!(code(create_of(&world, "x", None, diff(None)).await), "SNAPSHOT_BASE_UNUSABLE");
 }

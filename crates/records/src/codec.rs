@@ -33,18 +33,20 @@ macro_rules! record {
 }
 
 // Schema 2: networks. Who rewrote one of these without knowing them would drop a VM's policy, or free an address that is in use.
+// Schema 3: networks that change, and snapshots that are differences. Who rewrote one of these without knowing them would drop which
+// network is wanted, or in force, or what a snapshot is a difference from.
 record! {
-    Vm => "vm", 2;
-    Incarnation => "incarnation", 2;
-    Assignment => "assignment", 2;
-    Controller => "controller", 2;
+    Vm => "vm", 3;
+    Incarnation => "incarnation", 3;
+    Assignment => "assignment", 3;
+    Controller => "controller", 3;
     ControllerAllocation => "allocation", 2;
     ControllerLease => "lease", 1;
     Disk => "disk", 1;
     Image => "image", 1;
-    Snapshot => "snapshot", 2;
+    Snapshot => "snapshot", 3;
     Event => "event", 1;
-    Tombstone => "tombstone", 2;
+    Tombstone => "tombstone", 3;
     Idempotency => "idempotency", 1;
     Condemned => "condemned", 1;
     ControllerCredential => "credential", 1;

@@ -77,6 +77,7 @@ mod tests {
             reason: None,
             exit: None,
             endpoints: Vec::new(),
+            network: Default::default(),
             timeline: BTreeMap::new(),
             created_at: Timestamp::UNIX_EPOCH,
             released_at: None,

@@ -25,6 +25,8 @@ codes! {
     VM_NOT_RUNNING,
     /// The VM's machine cannot be paused.
     VM_NOT_PAUSABLE,
+    /// The VM runs on a host that cannot change the network of what runs.
+    NETWORK_NOT_CHANGEABLE,
     /// No such image.
     IMAGE_NOT_FOUND,
     /// The image is of another kind than the request needs.
@@ -41,8 +43,10 @@ codes! {
     SNAPSHOT_IN_PROGRESS,
     /// The snapshot is not ready, so nothing can be made of it.
     SNAPSHOT_NOT_READY,
-    /// A VM is still to be loaded from the snapshot.
+    /// A VM is still to be loaded from the snapshot, or another one is being saved as a difference from it.
     SNAPSHOT_IN_USE,
+    /// There is no snapshot that the difference can be saved from, or it is another.
+    SNAPSHOT_BASE_UNUSABLE,
     /// No such controller.
     CONTROLLER_NOT_FOUND,
     /// The controller still holds VMs.

@@ -13,7 +13,7 @@ const PAGE: usize = 256;
 /// What a controller may do with blobs, by what is assigned to it right now.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostBlobs {
-    /// Those that its assignments name: images, kernels, and what guests are loaded from.
+    /// Those that its assignments name: images, kernels, what guests are loaded from, and what differences are saved from.
     pub readable: BTreeSet<String>,
     /// Whether it is to take a snapshot, and so stores pieces and lists of pieces.
     pub stores: bool,
@@ -34,6 +34,7 @@ impl Service {
                 blobs.readable.insert(assignment.image.blob.clone());
                 blobs.readable.extend(assignment.kernel.iter().map(|kernel| kernel.blob.clone()));
                 manifests.extend(assignment.restore.iter().map(|order| order.manifest.clone()));
+                manifests.extend(assignment.snapshot_base.iter().map(|base| base.manifest.clone()));
                 blobs.stores |= assignment.snapshot.is_some();
             }
             match page.next {

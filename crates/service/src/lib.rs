@@ -8,6 +8,7 @@
 mod caller;
 pub mod codes;
 mod controllers;
+mod differences;
 mod events;
 mod host;
 mod host_blobs;
@@ -15,6 +16,7 @@ mod images;
 mod join;
 mod links;
 mod mutation;
+mod networks;
 mod report;
 mod restores;
 mod snapshot_reports;
@@ -33,6 +35,7 @@ use flames_clock::{Clock, IdSource, Random};
 
 pub use caller::{Caller, Mutation, RequestKey};
 pub use controllers::ControllerView;
+pub use differences::{NewSnapshot, NewSnapshotKind};
 pub use events::EventStream;
 pub use flames_blob as blob;
 pub use flames_records::{EventEntry, JoinToken, ListPage, Position, Records, VmFilter};

@@ -174,6 +174,12 @@ impl Service {
             let event = caller.incarnation_event(now, &entry.vm, after.id, kind, after.reason.clone());
             change.event(Some(&entry.vm.project), &event);
         }
+        if before.network != after.network {
+            let kind = EventKind::VmNetworkApplied { revision: after.network.revision };
+            let why = after.network.trouble.as_ref().map(|trouble| trouble.reason.clone());
+            let event = caller.incarnation_event(now, &entry.vm, after.id, kind, why);
+            change.event(Some(&entry.vm.project), &event);
+        }
         let released = before.released_at.is_none() && after.released_at.is_some();
         let purged = before.purged_at.is_none() && after.purged_at.is_some();
         let mut freed = if released { after.resources } else { Resources::default() };

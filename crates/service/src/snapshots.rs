@@ -6,12 +6,13 @@ use flames_clock::Timestamp;
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{
     Assignment, Controller, DesiredState, Event, EventKind, Incarnation, ProjectName, Snapshot, SnapshotId,
-    SnapshotName, SnapshotPlatform, SnapshotSizes, SnapshotState, Vm, VmId, VmState, restores_from,
+    SnapshotName, SnapshotPlatform, SnapshotSizes, SnapshotState, Vm, VmId, VmState,
 };
 use flames_records::{Change, ListPage, Outcome, Records, Versioned, VmEntry, Waited};
 
+use crate::differences::as_base;
 use crate::mutation::{ATTEMPTS, wrong_outcome};
-use crate::{Caller, Mutation, Service, VmRef, codes};
+use crate::{Caller, Mutation, NewSnapshot, NewSnapshotKind, Service, VmRef, codes};
 
 /// Names a snapshot: by id, or by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,26 +54,30 @@ pub struct SnapshotWait {
 }
 
 /// A VM that can be saved now.
-struct Savable<'a> {
-    incarnation: &'a Versioned<Incarnation>,
+pub(crate) struct Savable<'a> {
+    pub(crate) incarnation: &'a Versioned<Incarnation>,
     assignment: Versioned<Assignment>,
-    controller: Versioned<Controller>,
+    pub(crate) controller: Versioned<Controller>,
 }
 
 impl Service {
     /// Asks for a snapshot of a running or paused VM. Its controller pauses the guest, saves it with its disk, lets it go on, and stores
     /// what it saved; [`Service::wait_snapshot`] tells when that is done.
     ///
-    /// Errors: `NotFound` ([`codes::VM_NOT_FOUND`]); `Conflict` ([`codes::VM_NOT_RUNNING`], [`codes::VM_DELETED`],
-    /// [`codes::SNAPSHOT_IN_PROGRESS`], [`codes::GENERATION_MISMATCH`]); `AlreadyExists` ([`codes::SNAPSHOT_NAME_TAKEN`]); `NotSupported`
+    /// A difference is saved more quickly, and stored in fewer bytes of its own; what it consists of is listed whole all the same, so that
+    /// nothing stands on its base once it is ready. A host that cannot save the difference any more saves all: then its `base` is none.
+    ///
+    /// Errors: `NotFound` ([`codes::VM_NOT_FOUND`], [`codes::SNAPSHOT_NOT_FOUND`] for a base); `Conflict` ([`codes::VM_NOT_RUNNING`],
+    /// [`codes::VM_DELETED`], [`codes::SNAPSHOT_IN_PROGRESS`], [`codes::SNAPSHOT_BASE_UNUSABLE`], [`codes::GENERATION_MISMATCH`]); `AlreadyExists` ([`codes::SNAPSHOT_NAME_TAKEN`]); `NotSupported`
     /// when the VM's host cannot; `InvalidInput` ([`codes::IDEMPOTENCY_KEY_REUSED`]); `Unavailable`; `OutcomeUnknown`.
     pub async fn create_snapshot(
         &self,
         caller: &Caller,
         vm: &VmRef,
-        name: Option<SnapshotName>,
+        new: NewSnapshot,
         mutation: &Mutation,
     ) -> Result<Snapshot> {
+        let NewSnapshot { name, kind } = new;
         if let Some(snapshot) = self.replayed_snapshot(caller, mutation).await? {
             return Ok(snapshot);
         }
@@ -91,9 +96,21 @@ impl Service {
                 return Err(codes::generation_mismatch(expected, entry.vm.generation));
             }
             let savable = self.savable(&entry).await?;
-            let snapshot = self.new_snapshot(&entry.vm, &savable, name.clone())?;
-            let ordered =
-                Assignment { snapshot: Some(snapshot.id), ..Assignment::clone(&savable.assignment) };
+            let base = match &kind {
+                NewSnapshotKind::Full => None,
+                NewSnapshotKind::Diff { base } => {
+                    Some(self.base_of(caller, &entry.vm, &savable, base.as_ref()).await?)
+                }
+            };
+            let snapshot = Snapshot {
+                base: base.as_ref().map(|base| base.id),
+                ..self.new_snapshot(&entry.vm, &savable, name.clone())?
+            };
+            let ordered = Assignment {
+                snapshot: Some(snapshot.id),
+                snapshot_base: base.as_deref().and_then(as_base),
+                ..Assignment::clone(&savable.assignment)
+            };
             let blobs: Vec<&str> = std::iter::once(&snapshot.image)
                 .chain(&snapshot.kernel)
                 .map(|manifest| manifest.blob.as_str())
@@ -115,6 +132,9 @@ impl Service {
                         EventKind::SnapshotCreated { snapshot: snapshot.id },
                     ),
                 );
+            if let Some(base) = &base {
+                change.require_snapshot(base);
+            }
             self.record_request(caller, mutation, &mut change, Outcome::Snapshot(snapshot.id));
             match self.records().apply_knowing(change).await {
                 Ok(()) => return Ok(snapshot),
@@ -209,6 +229,7 @@ impl Service {
             controller: incarnation.controller,
             token: incarnation.token,
             parent: vm.restored_from,
+            base: None,
             labels: vm.labels.clone(),
             spec: vm.spec.clone(),
             image: assignment.image.clone(),
@@ -327,7 +348,7 @@ impl Service {
                     // A conflict means that another removal is at work; it unmarks or removes by itself.
                     match self.mark(&found, SnapshotState::Ready).await {
                         Err(error) if error.kind() != ErrorKind::Conflict => return Err(error),
-                        _ => return Err(in_use(&found, user)),
+                        _ => return Err(user.refusal(&found)),
                     }
                 }
             }
@@ -392,28 +413,14 @@ impl Service {
         })
     }
 
-    /// Some VM that is still to be loaded from the snapshot, if any is.
-    async fn snapshot_user(&self, snapshot: &Snapshot) -> Result<Option<VmId>> {
-        let mut after = None;
-        loop {
-            let users = self.records().snapshot_users(&snapshot.project, snapshot.id, after, 100).await?;
-            let Some(last) = users.last().copied() else { return Ok(None) };
-            for user in users {
-                let Some(entry) = self.records().vm(&snapshot.project, user).await? else { continue };
-                let last = entry.incarnation.as_deref();
-                if entry.vm.desired != DesiredState::Deleted && restores_from(&entry.vm, last).is_some() {
-                    return Ok(Some(user));
-                }
-            }
-            after = Some(last);
-        }
-    }
-
     /// Tells the controller, if it was told to take the snapshot, not to.
     pub(crate) async fn withdraw_order(&self, change: &mut Change, snapshot: &Snapshot) -> Result<()> {
         let told = self.records().assignment(snapshot.controller, snapshot.incarnation).await?;
         if let Some(told) = told.filter(|told| told.snapshot == Some(snapshot.id)) {
-            change.update_assignment(&told, &Assignment { snapshot: None, ..Assignment::clone(&told) });
+            change.update_assignment(
+                &told,
+                &Assignment { snapshot: None, snapshot_base: None, ..Assignment::clone(&told) },
+            );
         }
         Ok(())
     }
@@ -437,16 +444,5 @@ fn name_taken(name: &SnapshotName, other: SnapshotId) -> Error {
         .with_code(codes::SNAPSHOT_NAME_TAKEN)
         .with_user_message(format!(
             "The name `{name}` belongs to the snapshot {other}. Choose another, or remove that one first."
-        ))
-}
-
-fn in_use(snapshot: &Snapshot, user: VmId) -> Error {
-    Error::new(ErrorKind::Conflict, "service.delete_snapshot", "a VM is still to be loaded from the snapshot")
-        .with_resource("snapshot", snapshot.id.to_string())
-        .with_context("vm", user)
-        .with_code(codes::SNAPSHOT_IN_USE)
-        .with_user_message(format!(
-            "The VM {user} is still to be loaded from the snapshot `{}`. Wait until it runs, or delete it first.",
-            snapshot.name
         ))
 }

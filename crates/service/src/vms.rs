@@ -98,6 +98,7 @@ impl Service {
             labels: create.labels.clone(),
             deadline: self.deadline(&create.spec),
             spec: create.spec.clone(),
+            network_revision: 0,
             desired: DesiredState::Running,
             desired_reason: None,
             run: 1,

@@ -17,18 +17,20 @@ pub enum WaitFor {
     Ended,
     /// Its run is over and its resources are given back, or it is gone.
     Released,
+    /// Its machine is under the network that is wanted.
+    Network,
 }
 
 impl WaitFor {
     /// What is allowed, as a sentence for users.
-    pub const RULE: &'static str =
-        "Wait for a state (`running`, `paused`, `stopped`, `failed`, `deleted`, …), `ended` or `released`.";
+    pub const RULE: &'static str = "Wait for a state (`running`, `paused`, `stopped`, `failed`, `deleted`, …), `ended`, `released` or `network`.";
 
     /// Reads what to wait for. `InvalidInput` when it is nothing known.
     pub fn parse(text: &str) -> Result<Self> {
         match text {
             "ended" => Ok(Self::Ended),
             "released" => Ok(Self::Released),
+            "network" => Ok(Self::Network),
             state => VmState::from_name(state).map(Self::State).ok_or_else(|| {
                 Error::invalid("service.wait", "for", Self::RULE).with_code(codes::INVALID_FIELD)
             }),
@@ -40,6 +42,7 @@ impl WaitFor {
         match self {
             Self::State(state) => view.state == state,
             Self::Ended => over,
+            Self::Network => view.vm.is_network_in_force(view.incarnation.as_deref()),
             Self::Released => {
                 over && view.incarnation.as_ref().is_none_or(|incarnation| incarnation.released_at.is_some())
             }
@@ -54,6 +57,11 @@ impl WaitFor {
         let hopeless = match self {
             Self::State(VmState::Deleting | VmState::Deleted) | Self::Ended | Self::Released => gone,
             Self::State(_) => done,
+            Self::Network => {
+                let incarnation = view.incarnation.as_ref();
+                let wanted = view.vm.network_revision;
+                done || incarnation.is_some_and(|at| at.network.trouble_with(wanted).is_some())
+            }
         };
         hopeless && !self.is_reached(view)
     }

@@ -13,6 +13,7 @@ use flames_vmm_simulated::SimulatedHost;
 
 use crate::clients::{Ask, SharedLedger};
 use crate::faults::Histogram;
+use crate::networks;
 
 /// Something that must never be, as a sentence.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,15 +42,15 @@ pub(crate) struct Truth {
 const STAGING: &str = "/snapshots/staging";
 
 /// A VM at the end of a run, deleted or not.
-struct Final {
-    vm: Vm,
-    incarnation: Option<Incarnation>,
-    state: VmState,
+pub(crate) struct Final {
+    pub(crate) vm: Vm,
+    pub(crate) incarnation: Option<Incarnation>,
+    pub(crate) state: VmState,
 }
 
-struct Seen {
-    vms: BTreeMap<VmId, Final>,
-    events: Vec<EventEntry>,
+pub(crate) struct Seen {
+    pub(crate) vms: BTreeMap<VmId, Final>,
+    pub(crate) events: Vec<EventEntry>,
     system_events: Vec<EventEntry>,
 }
 
@@ -108,6 +109,7 @@ pub(crate) async fn all(truth: &Truth) -> Result<Vec<Violation>> {
     owned(truth, &seen, &mut found);
     reservations(truth, &seen, &mut found).await?;
     addresses(truth, &seen, &mut found).await?;
+    networks::in_force(truth, &seen, &mut found);
     promises(truth, &seen, &mut found);
     history(&seen, &mut found);
     followed(truth, &seen, &mut found);
@@ -336,6 +338,7 @@ fn promises(truth: &Truth, seen: &Seen, found: &mut Vec<String>) {
         }
         let told = |kind: &EventKind| match accepted.ask {
             Ask::Create => *kind == EventKind::VmCreated,
+            Ask::SetNetwork => matches!(kind, EventKind::VmNetwork { .. }),
             _ => {
                 matches!(kind, EventKind::VmDesired { desired, run } if *desired == accepted.desired && *run == accepted.run)
             }

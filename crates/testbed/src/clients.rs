@@ -11,10 +11,12 @@ use flames_model::{
     RestartPolicy, RestartRule, SnapshotId, VmId, VmName, VmSpec,
 };
 use flames_service::{
-    Caller, CreateVm, Mutation, RequestKey, RestoreSnapshot, Service, SnapshotRef, VmRef, VmView,
+    Caller, CreateVm, Mutation, NewSnapshot, NewSnapshotKind, RequestKey, RestoreSnapshot, Service,
+    SnapshotRef, VmRef, VmView,
 };
 
 use crate::faults::Faults;
+use crate::networks;
 
 /// What a client may ask of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,6 +29,7 @@ pub(crate) enum Ask {
     Resume,
     Delete,
     SetLabels,
+    SetNetwork,
     Snapshot,
     Restore,
     DeleteSnapshot,
@@ -93,7 +96,7 @@ impl Client {
 
     async fn one(&self, number: u64) -> Result<()> {
         let known: Vec<VmId> = self.ledger().accepted.iter().map(|accepted| accepted.vm).collect();
-        let ask = match self.random.below(if known.is_empty() { 1 } else { 26 }) {
+        let ask = match self.random.below(if known.is_empty() { 1 } else { 30 }) {
             0..=4 => Ask::Create,
             5..=6 => Ask::Start,
             7..=8 => Ask::Stop,
@@ -104,6 +107,7 @@ impl Client {
             14..=19 => Ask::Snapshot,
             20..=22 => Ask::Restore,
             23 => Ask::DeleteSnapshot,
+            24..=27 => Ask::SetNetwork,
             _ => Ask::Delete,
         };
         self.ledger().asked += 1;
@@ -121,10 +125,11 @@ impl Client {
         let reference = VmRef::Id(vm);
         let caller = caller()?;
         let labels = Labels::new([("client".to_owned(), self.number.to_string())].into(), "labels")?;
+        let network = networks::any(self.random.as_ref());
         let answer = self
             .retried(number, |mutation| {
-                let (service, caller, reference, labels) =
-                    (&self.service, &caller, &reference, labels.clone());
+                let (service, caller, reference, labels, network) =
+                    (&self.service, &caller, &reference, labels.clone(), network.clone());
                 async move {
                     match ask {
                         Ask::Start | Ask::Create | Ask::Snapshot | Ask::Restore | Ask::DeleteSnapshot => {
@@ -136,6 +141,7 @@ impl Client {
                         Ask::Resume => service.resume_vm(caller, reference, &mutation).await,
                         Ask::Delete => service.delete_vm(caller, reference, &mutation).await,
                         Ask::SetLabels => service.set_labels(caller, reference, labels, &mutation).await,
+                        Ask::SetNetwork => service.set_network(caller, reference, network, &mutation).await,
                     }
                 }
             })
@@ -157,10 +163,15 @@ impl Client {
 
     async fn snapshot(&self, number: u64, vm: VmId) -> Result<()> {
         let (caller, reference) = (caller()?, VmRef::Id(vm));
+        let kind = match self.random.below(2) {
+            0 => NewSnapshotKind::Full,
+            _ => NewSnapshotKind::Diff { base: None },
+        };
         let answer = self
             .retried(number, |mutation| {
                 let (service, caller, reference) = (&self.service, &caller, &reference);
-                async move { service.create_snapshot(caller, reference, None, &mutation).await }
+                let new = NewSnapshot { name: None, kind: kind.clone() };
+                async move { service.create_snapshot(caller, reference, new, &mutation).await }
             })
             .await;
         match answer {
@@ -171,7 +182,13 @@ impl Client {
             Err(error)
                 if refuses(
                     &error,
-                    &["VM_DELETED", "VM_NOT_RUNNING", "SNAPSHOT_IN_PROGRESS", "SNAPSHOT_NOT_FOUND"],
+                    &[
+                        "VM_DELETED",
+                        "VM_NOT_RUNNING",
+                        "SNAPSHOT_IN_PROGRESS",
+                        "SNAPSHOT_NOT_FOUND",
+                        "SNAPSHOT_BASE_UNUSABLE",
+                    ],
                 ) =>
             {
                 Ok(())

@@ -71,6 +71,7 @@ fn changes_something(operation: &str) -> bool {
             | "start"
             | "pause"
             | "resume"
+            | "update"
             | "stop"
             | "destroy"
     )

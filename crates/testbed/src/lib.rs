@@ -15,6 +15,7 @@ mod clients;
 mod faults;
 mod host;
 mod images;
+mod networks;
 mod sabotage;
 mod world;
 

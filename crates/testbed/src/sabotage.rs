@@ -53,11 +53,13 @@ pub enum Sabotage {
     HostsReleaseEarly,
     /// Controllers say that a snapshot is ready while some of its pieces are not stored.
     SnapshotsReadyEarly,
+    /// Hosts are told a new revision of a VM's network with what it was before.
+    NetworksToldLate,
 }
 
 impl Sabotage {
     /// Every one.
-    pub const ALL: [Sabotage; 15] = [
+    pub const ALL: [Sabotage; 16] = [
         Self::UncheckedVersions,
         Self::UncheckedAbsence,
         Self::SplitCommits,
@@ -73,6 +75,7 @@ impl Sabotage {
         Self::ImagesSweptEarly,
         Self::HostsReleaseEarly,
         Self::SnapshotsReadyEarly,
+        Self::NetworksToldLate,
     ];
 
     /// Its name, as test names spell it.
@@ -93,6 +96,7 @@ impl Sabotage {
             Self::ImagesSweptEarly => "images_swept_early",
             Self::HostsReleaseEarly => "hosts_release_early",
             Self::SnapshotsReadyEarly => "snapshots_ready_early",
+            Self::NetworksToldLate => "networks_told_late",
         }
     }
 
@@ -210,6 +214,21 @@ fn edit_addresses(key: &Key, value: &mut Bytes, edit: impl Fn(&mut Vec<serde_jso
     }
 }
 
+/// Leaves the network out of an assignment that tells of a change of it.
+fn forget_network(key: &Key, value: &mut Bytes) {
+    if !begins(key, "system/assignment/") {
+        return;
+    }
+    let Ok(mut envelope) = serde_json::from_slice::<serde_json::Value>(value) else { return };
+    let is_change = envelope.pointer("/record/network_revision").is_some();
+    if let Some(spec) = envelope.pointer_mut("/record/spec").and_then(|spec| spec.as_object_mut())
+        && is_change
+        && spec.remove("network").is_some()
+    {
+        *value = envelope.to_string().into();
+    }
+}
+
 impl BrokenStore {
     /// The commit as the broken store takes it, and a second half that may follow.
     fn broken(&self, commit: &Commit) -> (Commit, Option<Commit>) {
@@ -238,6 +257,13 @@ impl BrokenStore {
                                 None => words.push(1.into()),
                             }
                         });
+                    }
+                }
+            }
+            Sabotage::NetworksToldLate => {
+                for write in &mut first.writes {
+                    if let Write::Put(key, value) = write {
+                        forget_network(key, value);
                     }
                 }
             }

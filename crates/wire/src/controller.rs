@@ -45,6 +45,12 @@ pub struct Driver {
     /// Whether guests can be saved, and started from what was saved.
     #[serde(default)]
     pub snapshot: bool,
+    /// Whether what changed since a snapshot can be saved alone.
+    #[serde(default)]
+    pub diff_snapshot: bool,
+    /// Whether the network of a VM can be changed while it runs.
+    #[serde(default)]
+    pub live_network: bool,
 }
 
 /// A host's block of addresses.
@@ -118,6 +124,8 @@ impl Controller {
                 acceleration: driver.acceleration.clone(),
                 pause: driver.pause,
                 snapshot: driver.snapshot,
+                diff_snapshot: driver.diff_snapshot,
+                live_network: driver.live_network,
             },
             address_block: controller.address_block.as_ref().map(block),
             cordoned: controller.cordoned,

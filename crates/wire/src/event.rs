@@ -49,6 +49,10 @@ pub enum EventType {
     VmDesired,
     /// A VM's labels were changed.
     VmLabelled,
+    /// What a VM may reach was changed.
+    VmNetwork,
+    /// A VM's machine is under another network than before, or its host tells why it is not.
+    VmNetworkApplied,
     /// No place was found for a VM; it is tried again.
     VmUnplaced,
     /// A VM was placed on a controller.
@@ -118,6 +122,9 @@ pub struct Event {
     /// `vm_desired`: the run it is wanted for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<u64>,
+    /// `vm_network`, `vm_network_applied`: the revision of the network that is wanted, or that the machine is under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_revision: Option<u64>,
     /// `vm_state`: which state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<IncarnationState>,
@@ -158,6 +165,7 @@ impl Event {
             reason: event.reason.as_ref().map(Into::into),
             desired: None,
             run: None,
+            network_revision: None,
             state: None,
             exit: None,
             controller: None,
@@ -173,6 +181,14 @@ impl Event {
                 EventType::VmDesired
             }
             EventKind::VmLabelled => EventType::VmLabelled,
+            EventKind::VmNetwork { revision } => {
+                shown.network_revision = Some(*revision);
+                EventType::VmNetwork
+            }
+            EventKind::VmNetworkApplied { revision } => {
+                shown.network_revision = Some(*revision);
+                EventType::VmNetworkApplied
+            }
             EventKind::VmUnplaced => EventType::VmUnplaced,
             EventKind::VmPlaced { controller } => {
                 shown.controller = Some(*controller);

@@ -37,7 +37,7 @@ pub use names::{
     DesiredState, DiskKind, ExitCause, ImageKind, IncarnationState, OnHostLoss, ReasonCode, RestartRule,
     SnapshotState, VmState,
 };
-pub use network::{Address, Bandwidth, Egress, EgressMode, Network, PortRange};
+pub use network::{Address, Bandwidth, Egress, EgressMode, Network, NetworkStatus, PortRange};
 pub use problem::Problem;
 pub use query::{
     AttachQuery, ConsoleQuery, ControllerDelete, EventQuery, FileList, FileMove, FilePath, FileRemove,
@@ -45,7 +45,8 @@ pub use query::{
     SnapshotWaitQuery, VmListQuery, WaitQuery, label_filter, parse_label_filter,
 };
 pub use snapshot::{
-    CreateSnapshot, RestoreSnapshot, Snapshot, SnapshotList, SnapshotPlatform, SnapshotWaitResult,
+    CreateSnapshot, RestoreSnapshot, Snapshot, SnapshotKind, SnapshotList, SnapshotPlatform,
+    SnapshotWaitResult,
 };
 pub use spec::{CreateVm, CreateVmSpec, Port, Restart, SetLabels, VmSpec};
 pub use vm::{Endpoint, Exit, Incarnation, Reason, Route, TimelineEntry, Vm, VmList, WaitResult};

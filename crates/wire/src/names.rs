@@ -180,6 +180,8 @@ mirrored!(
         ImageMissing,
         /// Something that takes its time is waited for.
         Waiting,
+        /// A machine that lives could not be put under the network that is wanted.
+        NetworkNotApplied,
         /// The guest could not be saved.
         SnapshotFailed,
         /// What a guest was to be loaded from is damaged, or is not there.

@@ -5,7 +5,7 @@ use flames_model::{DomainPattern, IpRange};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::codes;
+use crate::{Reason, codes};
 
 /// What a VM may reach, and who may reach it. Absent: nothing, and nobody; its published ports are reached all the same.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
@@ -95,6 +95,32 @@ pub struct Bandwidth {
     pub burst_bytes: Option<u64>,
 }
 
+/// Which of the networks that were wanted of a VM is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct NetworkStatus {
+    /// Counts the changes of `spec.network`.
+    pub revision: u64,
+    /// The one that its machine is under; null while it has no machine.
+    pub applied_revision: Option<u64>,
+    /// Whether its machine is under what `spec.network` says.
+    pub in_force: bool,
+    /// Why it is not, when that needs saying.
+    pub reason: Option<Reason>,
+}
+
+impl NetworkStatus {
+    pub(crate) fn new(vm: &flames_model::Vm, incarnation: Option<&flames_model::Incarnation>) -> Self {
+        let trouble =
+            incarnation.and_then(|incarnation| incarnation.network.trouble_with(vm.network_revision));
+        Self {
+            revision: vm.network_revision,
+            applied_revision: incarnation.and_then(flames_model::Incarnation::network_applied),
+            in_force: vm.is_network_in_force(incarnation),
+            reason: trouble.map(Into::into),
+        }
+    }
+}
+
 /// A guest's own address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Address {
@@ -151,7 +177,7 @@ impl Egress {
 
 impl Network {
     /// In the model's terms. `InvalidInput` names the field. What is allowed is checked by the model's own validation.
-    pub(crate) fn into_model(self) -> Result<flames_model::NetworkSpec> {
+    pub fn into_model(self) -> Result<flames_model::NetworkSpec> {
         let limit = |limit: Bandwidth| {
             let own = flames_model::Bandwidth::of(limit.bytes_per_second);
             flames_model::Bandwidth { burst_bytes: limit.burst_bytes.unwrap_or(own.burst_bytes), ..own }

@@ -93,10 +93,10 @@ query!(
 query!(
     /// What to wait for.
     WaitQuery {
-        /// A state (`running`, `paused`, `stopped`, `failed`, `deleted`, …), `ended` (the run is over), or `released` (and has given
-        /// back all that it held).
+        /// A state (`running`, `paused`, `stopped`, `failed`, `deleted`, …), `ended` (the run is over), `released` (and has given
+        /// back all that it held), or `network` (its machine is under what `spec.network` says).
         #[serde(rename = "for")]
-        #[param(pattern = "^(pending|scheduled|preparing|starting|restoring|running|pausing|paused|stopping|stopped|failed|lost|restarting|deleting|deleted|ended|released)$", example = "running")]
+        #[param(pattern = "^(pending|scheduled|preparing|starting|restoring|running|pausing|paused|stopping|stopped|failed|lost|restarting|deleting|deleted|ended|released|network)$", example = "running")]
         hope: String,
         /// How long at most, in milliseconds: 10,000 when absent. What is longer than the server's longest wait is cut to it.
         #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use flames_error::Result;
+use flames_error::{Error, Result};
 use flames_model::{
     ControllerId, IncarnationId, Labels, NetworkSpec, SnapshotId, SnapshotName, Timestamp, VmId, VmName,
 };
@@ -25,12 +25,35 @@ pub struct CreateSnapshot {
         example = "before-upgrade"
     )]
     pub name: Option<String>,
+    /// How the guest is saved.
+    #[serde(default)]
+    pub kind: SnapshotKind,
+    /// For `diff`: the snapshot that the difference is saved from, by id or name. It must be the newest ready one of the VM's present run, which is
+    /// taken when this is absent.
+    #[serde(default)]
+    #[schema(min_length = 1, max_length = 63, example = "before-upgrade")]
+    pub base: Option<String>,
+}
+
+/// How a guest is saved. The snapshot is whole either way, and loaded alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotKind {
+    /// All of its memory is saved.
+    #[default]
+    Full,
+    /// What its memory has become since an earlier snapshot: quicker, with less to store. A host that cannot do so any more saves all of it.
+    Diff,
 }
 
 impl CreateSnapshot {
-    /// The name as the model has it. Errors: `InvalidInput`.
-    pub fn into_model(self) -> Result<Option<SnapshotName>> {
-        let name = self.name.map(SnapshotName::new).transpose();
+    /// The name as the model has it. Errors: `InvalidInput`, also for a base of what is no difference.
+    pub fn model_name(&self) -> Result<Option<SnapshotName>> {
+        if self.kind == SnapshotKind::Full && self.base.is_some() {
+            let sentence = "A base is named for the kind `diff` only.";
+            return Err(Error::invalid("wire.snapshot", "base", sentence).with_code(codes::INVALID_FIELD));
+        }
+        let name = self.name.clone().map(SnapshotName::new).transpose();
         name.map_err(|error| error.with_field("name").with_code(codes::INVALID_FIELD))
     }
 }
@@ -112,6 +135,10 @@ pub struct Snapshot {
     /// The snapshot that the VM itself was made from.
     #[schema(value_type = Option<String>)]
     pub parent: Option<SnapshotId>,
+    /// The snapshot of the same run that it was saved as a difference from; null: all of the guest was saved. Neither is needed to load it.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub base: Option<SnapshotId>,
     /// The VM's labels at that time.
     pub labels: BTreeMap<String, String>,
     /// What the VM was asked to be.
@@ -128,6 +155,9 @@ pub struct Snapshot {
     pub stored_bytes: u64,
     /// How many pieces it consists of, each counted once.
     pub chunks: u64,
+    /// Bytes of those pieces that its base does not have, as they are stored; without a base, of all.
+    #[serde(default)]
+    pub own_bytes: u64,
     /// When it was asked for.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
@@ -148,6 +178,7 @@ impl From<&flames_model::Snapshot> for Snapshot {
             incarnation: snapshot.incarnation,
             controller: snapshot.controller,
             parent: snapshot.parent,
+            base: snapshot.base,
             labels: snapshot.labels.pairs().clone(),
             spec: (&snapshot.spec).into(),
             platform: SnapshotPlatform {
@@ -163,6 +194,7 @@ impl From<&flames_model::Snapshot> for Snapshot {
             logical_bytes: snapshot.sizes.logical_bytes,
             stored_bytes: snapshot.sizes.stored_bytes,
             chunks: snapshot.sizes.chunks,
+            own_bytes: snapshot.sizes.own_bytes,
             created_at: snapshot.created_at,
             finished_at: snapshot.finished_at,
         }

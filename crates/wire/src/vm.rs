@@ -6,7 +6,7 @@ use flames_model::{ControllerId, IncarnationId, SnapshotId, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Address, DesiredState, ExitCause, IncarnationState, ReasonCode, VmSpec, VmState};
+use crate::{Address, DesiredState, ExitCause, IncarnationState, NetworkStatus, ReasonCode, VmSpec, VmState};
 
 /// Why something is as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -161,6 +161,9 @@ pub struct Vm {
     pub restarts: u32,
     /// The present try at it.
     pub incarnation: Option<Incarnation>,
+    /// Whether what `spec.network` says is in force.
+    #[serde(default)]
+    pub network: NetworkStatus,
     /// Where its ports are reached through the ingress, while it runs or is paused.
     #[serde(default)]
     pub routes: Vec<Route>,
@@ -206,6 +209,7 @@ impl Vm {
             generation: vm.generation,
             restarts: vm.restarts,
             incarnation: incarnation.map(Into::into),
+            network: NetworkStatus::new(vm, incarnation),
             routes: Vec::new(),
             restored_from: vm.restored_from,
             deadline: vm.deadline,

@@ -75,6 +75,31 @@ fn data_behind(file: &File, from: u64) -> io::Result<Option<u64>> {
     }
 }
 
+/// Where a hole begins at or behind `from` (lseek(2), SEEK_HOLE).
+fn hole_behind(file: &File, from: u64) -> io::Result<u64> {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(from)) {
+        Ok(at) => Ok(at),
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Err(io::Error::new(
+            IoErrorKind::Unsupported,
+            "the file system cannot tell what of a file is data, which a difference needs",
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn lay_over(from: &Path, onto: &Path, offset: u64, length: usize) -> io::Result<()> {
+    let (source, target) = (File::open(from)?, OpenOptions::new().write(true).open(onto)?);
+    let end = offset.saturating_add(length as u64);
+    let mut at = offset;
+    while let Some(begin) = data_behind(&source, at)?.filter(|begin| *begin < end) {
+        at = hole_behind(&source, begin)?.min(end);
+        let mut bytes = vec![0; usize::try_from(at - begin).unwrap_or(0)];
+        source.read_exact_at(&mut bytes, begin)?;
+        target.write_all_at(&bytes, begin)?;
+    }
+    Ok(())
+}
+
 /// A copy that shares its blocks where the file system can, and has the same holes where it cannot.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let mut source = File::open(from)?;
@@ -153,6 +178,11 @@ impl SnapshotFiles for DiskFiles {
         written.await?
     }
 
+    async fn lay_over(&self, from: &Path, onto: &Path, offset: u64, length: usize) -> Result<()> {
+        let (from, onto) = (from.to_owned(), onto.to_owned());
+        blocking("a difference cannot be put together", move || lay_over(&from, &onto, offset, length)).await
+    }
+
     async fn seal(&self, path: &Path) -> Result<()> {
         let path = path.to_owned();
         let seal = move || {
@@ -224,5 +254,22 @@ mod tests {
         assert_eq!(DiskFiles.next_data(&to, 64 << 20).await.unwrap(), None);
         DiskFiles.remove(folder.path()).await.unwrap();
         DiskFiles.remove(folder.path()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_difference_is_laid_over_a_part_and_its_holes_change_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (difference, whole) = (folder.path().join("difference"), folder.path().join("whole"));
+        let file = create(&difference, 3 << 20).unwrap();
+        // A page that has become zeros is data all the same.
+        file.write_all_at(&[0; 4096], 1 << 20).unwrap();
+        file.write_all_at(&[2; 4096], (1 << 20) + 8192).unwrap();
+        file.write_all_at(&[3; 4096], 2 << 20).unwrap();
+        create(&whole, 3 << 20).unwrap().write_all_at(&[1; 3 << 20], 0).unwrap();
+        DiskFiles.lay_over(&difference, &whole, 1 << 20, 1 << 20).await.unwrap();
+        let mut expected = vec![1; 3 << 20];
+        expected[1 << 20..][..4096].fill(0);
+        expected[(1 << 20) + 8192..][..4096].fill(2);
+        assert!(fs::read(&whole).unwrap() == expected);
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! <folder>/
 //! ├─ staging/<snapshot>/disk       the guest's disk at the moment it was saved, until it is stored
+//! ├─ staging/<snapshot>/memory     of a guest that was saved as a difference: the pieces of its memory that have changed, whole
 //! └─ cache/<snapshot>/             what guests are loaded from
 //!    ├─ state, memory, disk
 //!    └─ manifest                   written last: the others are whole
@@ -12,6 +13,7 @@
 //! bytes, and stored once however many snapshots have it.
 
 pub mod chunk;
+mod difference;
 mod files;
 mod store;
 
@@ -24,7 +26,7 @@ use flames_error::Result;
 
 pub use files::DiskFiles;
 pub use store::SnapshotStore;
-pub(crate) use store::{Described, Loaded, SavedFiles};
+pub(crate) use store::{Described, Loaded, SavedFiles, Stored};
 
 /// What a [`SnapshotStore`] needs of files. [`DiskFiles`] are real ones; a simulation has others.
 ///
@@ -50,6 +52,8 @@ pub trait SnapshotFiles: Debug + Send + Sync + 'static {
         digest: &str,
         packed: Bytes,
     ) -> Result<()>;
+    /// Copies what is data in a part of a file to the same place of another; what is hole in it stays as it is there.
+    async fn lay_over(&self, from: &Path, onto: &Path, offset: u64, length: usize) -> Result<()>;
     /// Makes what was written durable, to be read from then on. Monitors of several users load guests from it, so any user may read it who
     /// reaches it; its folder lets nobody but its owner in.
     async fn seal(&self, path: &Path) -> Result<()>;

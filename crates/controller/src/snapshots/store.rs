@@ -8,26 +8,28 @@ use bytes::Bytes;
 use flames_blob::{BlobKey, BlobStore, BlobStoreExt, PutOptions};
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{
-    IncarnationId, RestoreOrder, SecretString, SnapshotChunk, SnapshotFile, SnapshotFileRole, SnapshotId,
-    SnapshotManifest, SnapshotSizes,
+    IncarnationId, RestoreOrder, SecretString, SnapshotBase, SnapshotChunk, SnapshotFile, SnapshotFileRole,
+    SnapshotId, SnapshotManifest, SnapshotSizes,
 };
 use flames_vmm::SnapshotArtefacts;
 use futures::{StreamExt, TryStreamExt};
 
 use super::SnapshotFiles;
 
-const OPERATION: &str = "controller.snapshot";
+pub(super) const OPERATION: &str = "controller.snapshot";
 /// Chunks that are on their way at once: each is in memory, raw and packed.
-const AT_ONCE: usize = 4;
+pub(super) const AT_ONCE: usize = 4;
 /// The longest a packed chunk may be: what cannot be compressed grows a little (zstd's `ZSTD_compressBound`).
 const LONGEST_PACKED: u64 = SnapshotManifest::CHUNK_BYTES + SnapshotManifest::CHUNK_BYTES / 128 + 1024;
-const CHUNK: u64 = SnapshotManifest::CHUNK_BYTES;
+pub(super) const CHUNK: u64 = SnapshotManifest::CHUNK_BYTES;
 
 /// What was saved of a guest on this host.
 #[derive(Debug, Clone)]
 pub(crate) struct SavedFiles {
     pub(crate) snapshot: SnapshotId,
     pub(crate) artefacts: SnapshotArtefacts,
+    /// What its memory is a difference from; none: it is whole.
+    pub(crate) base: Option<SnapshotBase>,
     /// Which agent is in it, and what it holds.
     pub(crate) agent: IncarnationId,
     pub(crate) agent_key: SecretString,
@@ -42,6 +44,16 @@ pub(crate) struct Described {
     /// Its content.
     pub(crate) text: Bytes,
     pub(crate) sizes: SnapshotSizes,
+    /// The digests of the chunks of the snapshot that it is a difference from: they are there.
+    pub(crate) of_base: BTreeSet<String>,
+}
+
+/// How many bytes the chunks of a snapshot take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Stored {
+    pub(crate) all: u64,
+    /// Those that its base does not have.
+    pub(crate) own: u64,
 }
 
 /// What a guest is loaded from.
@@ -57,7 +69,7 @@ pub(crate) struct Loaded {
 #[derive(Debug)]
 pub struct SnapshotStore {
     blobs: Arc<dyn BlobStore>,
-    files: Arc<dyn SnapshotFiles>,
+    pub(super) files: Arc<dyn SnapshotFiles>,
     folder: PathBuf,
     /// One load of a snapshot at a time; the next one finds it in the cache.
     loading: Mutex<BTreeMap<SnapshotId, Arc<tokio::sync::Mutex<()>>>>,
@@ -71,7 +83,7 @@ impl SnapshotStore {
         Self { blobs, files, folder: folder.into(), loading: Mutex::default(), recent: Mutex::default() }
     }
 
-    fn staging(&self, snapshot: SnapshotId) -> PathBuf {
+    pub(super) fn staging(&self, snapshot: SnapshotId) -> PathBuf {
         self.folder.join("staging").join(snapshot.to_string())
     }
 
@@ -91,19 +103,34 @@ impl SnapshotStore {
 
     fn sources(&self, saved: &SavedFiles) -> Vec<(SnapshotFileRole, PathBuf)> {
         let mut sources = vec![(SnapshotFileRole::State, saved.artefacts.state.clone())];
-        sources.extend(saved.artefacts.memory.clone().map(|path| (SnapshotFileRole::Memory, path)));
+        let memory = match saved.base {
+            Some(_) => saved.artefacts.memory.is_some().then(|| self.put_together(saved.snapshot)),
+            None => saved.artefacts.memory.clone(),
+        };
+        sources.extend(memory.map(|path| (SnapshotFileRole::Memory, path)));
         sources.push((SnapshotFileRole::Disk, self.staging(saved.snapshot).join("disk")));
         sources
     }
 
     /// Finds out what the saved files consist of. The same files give the same list.
     ///
-    /// Errors: those of the files; `InvalidInput` when the guest is too large for a list.
+    /// Errors: those of the files; `InvalidInput` when the guest is too large for a list; `Corrupt` when what it is a difference from is
+    /// damaged, not there, or of another guest.
     pub(crate) async fn describe(&self, saved: &SavedFiles) -> Result<Described> {
+        let base = match &saved.base {
+            Some(base) => Some(self.manifest(base.snapshot, &base.manifest).await?),
+            None => None,
+        };
         let mut files = Vec::new();
         for (role, path) in self.sources(saved) {
-            files.push(self.describe_file(role, &path).await?);
+            files.push(match (role, &base, &saved.artefacts.memory) {
+                (SnapshotFileRole::Memory, Some(base), Some(difference)) => {
+                    self.describe_difference(base, difference, &path).await?
+                }
+                _ => self.describe_file(role, &path).await?,
+            });
         }
+        let of_base = base.iter().flat_map(SnapshotManifest::digests).map(str::to_owned).collect();
         let manifest = SnapshotManifest {
             schema: SnapshotManifest::SCHEMA,
             snapshot: saved.snapshot,
@@ -121,8 +148,9 @@ impl SnapshotStore {
             logical_bytes: manifest.files.iter().map(|file| file.length).sum(),
             stored_bytes: 0,
             chunks: manifest.digests().len() as u64,
+            own_bytes: 0,
         };
-        Ok(Described { manifest, blob, sizes, text: text.into() })
+        Ok(Described { manifest, blob, sizes, text: text.into(), of_base })
     }
 
     /// Stores the list.
@@ -131,7 +159,7 @@ impl SnapshotStore {
         self.blobs.put_bytes(&key, described.text.clone(), PutOptions::default()).await.map(drop)
     }
 
-    async fn describe_file(&self, role: SnapshotFileRole, path: &Path) -> Result<SnapshotFile> {
+    pub(super) async fn describe_file(&self, role: SnapshotFileRole, path: &Path) -> Result<SnapshotFile> {
         let length = self.files.length(path).await?;
         let (mut chunks, mut offset) = (Vec::new(), 0);
         while offset < length {
@@ -148,8 +176,10 @@ impl SnapshotStore {
     }
 
     /// Stores the chunks that are not there yet. What is there is not sent again, so a call that broke off is simply repeated. Answers how
-    /// many bytes all of them take.
-    pub(crate) async fn upload(&self, saved: &SavedFiles, described: &Described) -> Result<u64> {
+    /// many bytes they take.
+    ///
+    /// Errors: those of the files and the BlobStore; `Corrupt` when a chunk of the base is not there.
+    pub(crate) async fn upload(&self, saved: &SavedFiles, described: &Described) -> Result<Stored> {
         let sources: BTreeMap<_, _> = self.sources(saved).into_iter().collect();
         let mut wanted: BTreeMap<String, (PathBuf, u64, usize)> = BTreeMap::new();
         for file in &described.manifest.files {
@@ -162,18 +192,27 @@ impl SnapshotStore {
         futures::stream::iter(wanted)
             .map(|(digest, (path, offset, length))| async move {
                 let key = BlobKey::new(SnapshotManifest::chunk_blob(&digest))?;
+                let is_of_base = described.of_base.contains(&digest);
                 match self.blobs.head(&key).await {
-                    Ok(there) => return Ok(there.size),
+                    Ok(there) if is_of_base => return Ok(Stored { all: there.size, own: 0 }),
+                    Ok(there) => return Ok(Stored { all: there.size, own: there.size }),
+                    // Its bytes are not on this host.
+                    Err(error) if error.kind() == ErrorKind::NotFound && is_of_base => {
+                        return Err(missing(&key).with_source(error));
+                    }
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
                     Err(error) => return Err(error),
                 }
                 let packed = self.files.packed(&path, offset, length).await?;
                 let options =
                     PutOptions { expected_size: Some(packed.len() as u64), ..PutOptions::default() };
-                self.blobs.put_bytes(&key, packed, options).await.map(|stored| stored.size)
+                let stored = self.blobs.put_bytes(&key, packed, options).await?;
+                Ok(Stored { all: stored.size, own: stored.size })
             })
             .buffer_unordered(AT_ONCE)
-            .try_fold(0_u64, |sum, size| async move { Ok(sum.saturating_add(size)) })
+            .try_fold(Stored::default(), |sum, one| async move {
+                Ok(Stored { all: sum.all.saturating_add(one.all), own: sum.own.saturating_add(one.own) })
+            })
             .await
     }
 
@@ -188,7 +227,7 @@ impl SnapshotStore {
         };
         let _turn = turn.lock().await;
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).insert(order.snapshot);
-        let manifest = self.manifest(order).await?;
+        let manifest = self.manifest(order.snapshot, &order.manifest).await?;
         let folder = self.cached(order.snapshot);
         if !self.files.exists(&folder.join("manifest")).await? {
             self.fetch(&manifest, &folder).await?;
@@ -201,15 +240,13 @@ impl SnapshotStore {
         Ok(Loaded { artefacts, agent: manifest.agent, agent_key: manifest.agent_key })
     }
 
-    async fn manifest(&self, order: &RestoreOrder) -> Result<SnapshotManifest> {
+    async fn manifest(&self, snapshot: SnapshotId, blob: &str) -> Result<SnapshotManifest> {
         let damaged = |why: &'static str| {
-            Error::new(ErrorKind::Corrupt, OPERATION, why)
-                .with_resource("blob", order.manifest.clone())
-                .with_user_message(
-                    "The snapshot's list of pieces is missing or damaged. Take the snapshot again.",
-                )
+            Error::new(ErrorKind::Corrupt, OPERATION, why).with_resource("blob", blob).with_user_message(
+                "The snapshot's list of pieces is missing or damaged. Take the snapshot again.",
+            )
         };
-        let key = BlobKey::new(order.manifest.clone())?;
+        let key = BlobKey::new(blob)?;
         let text = match self.blobs.get_bytes(&key, SnapshotManifest::MAX_BYTES).await {
             Err(error)
                 if matches!(
@@ -221,10 +258,10 @@ impl SnapshotStore {
             }
             text => text?,
         };
-        let is_named = SnapshotManifest::blob(blake3::hash(&text).to_hex().as_str()) == order.manifest;
+        let is_named = SnapshotManifest::blob(blake3::hash(&text).to_hex().as_str()) == blob;
         let manifest: SnapshotManifest =
             serde_json::from_slice(&text).map_err(|error| damaged("the list is none").with_source(error))?;
-        if is_named && manifest.is_sound() && manifest.snapshot == order.snapshot {
+        if is_named && manifest.is_sound() && manifest.snapshot == snapshot {
             Ok(manifest)
         } else {
             Err(damaged("the list has another content than its name says"))
@@ -251,19 +288,12 @@ impl SnapshotStore {
         self.files.rename(&folder.join("manifest.new"), &folder.join("manifest")).await
     }
 
-    async fn fetch_chunk(&self, digest: &str) -> Result<Bytes> {
+    pub(super) async fn fetch_chunk(&self, digest: &str) -> Result<Bytes> {
         let key = BlobKey::new(SnapshotManifest::chunk_blob(digest))?;
         self.blobs.get_bytes(&key, LONGEST_PACKED).await.map_err(|error| match error.kind() {
-            ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::Exhausted => Error::new(
-                ErrorKind::Corrupt,
-                OPERATION,
-                "a piece is not there, or damaged",
-            )
-            .with_resource("blob", key.as_str())
-            .with_user_message(
-                "A piece of the snapshot is missing or damaged in the store. Take the snapshot again.",
-            )
-            .with_source(error),
+            ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::Exhausted => {
+                missing(&key).with_source(error)
+            }
             _ => error,
         })
     }
@@ -301,6 +331,14 @@ impl SnapshotStore {
     }
 }
 
+fn missing(key: &BlobKey) -> Error {
+    Error::new(ErrorKind::Corrupt, OPERATION, "a piece is not there, or damaged")
+        .with_resource("blob", key.as_str())
+        .with_user_message(
+            "A piece of the snapshot is missing or damaged in the store. Take the snapshot again, as a full one.",
+        )
+}
+
 fn name(role: SnapshotFileRole) -> &'static str {
     match role {
         SnapshotFileRole::State => "state",
@@ -310,6 +348,6 @@ fn name(role: SnapshotFileRole) -> &'static str {
 }
 
 /// The length of the chunk at `offset` of a file.
-fn size(length: u64, offset: u64) -> usize {
+pub(super) fn size(length: u64, offset: u64) -> usize {
     usize::try_from(CHUNK.min(length.saturating_sub(offset))).unwrap_or(0)
 }

@@ -87,8 +87,11 @@ impl Worker {
 
     /// Makes the machine, says what that waits for when it takes long, and writes down what it is loaded from before it can be.
     async fn prepare(&mut self, most: Duration) -> Result<StartFrom> {
+        // What is told meanwhile is not in the machine.
+        let revision = self.record.as_ref().map(|record| record.assignment.network_revision);
         let Made { prepared, loaded } = self.make(most).await?;
         let Some(record) = &mut self.record else { return Ok(StartFrom::Boot) };
+        record.network_revision = revision.unwrap_or_default();
         record.endpoints = machine::endpoints(&record.assignment, &prepared);
         let Some(Loaded { artefacts, agent, agent_key }) = loaded else { return Ok(StartFrom::Boot) };
         let restored = Some(RestoredAgent { incarnation: agent, key: agent_key });

@@ -8,6 +8,7 @@ use flames_model::{IncarnationState, Reason, ReasonCode, Wanted};
 use flames_vmm::{Observation, Phase};
 use tokio::sync::watch;
 
+use super::policy::PolicyRun;
 use super::saving::SnapshotRun;
 use super::session::{GuestSession, Introduction};
 use super::{GuestView, Told, Worker, reasons};
@@ -33,6 +34,7 @@ pub(super) struct Run {
     pub(super) backoff: Backoff,
     /// The snapshot that is taken of it.
     pub(super) snapshot: SnapshotRun,
+    pub(super) network: PolicyRun,
     /// Not to pause or resume before.
     retry_at: Option<Monotonic>,
     connected: bool,
@@ -126,6 +128,7 @@ impl Worker {
             refused: None,
             backoff: Backoff::new(&timings),
             snapshot: SnapshotRun::default(),
+            network: PolicyRun::default(),
             retry_at: None,
             connected: false,
         };
@@ -143,6 +146,7 @@ impl Worker {
             if self.is_gone() {
                 return;
             }
+            self.converge_network(&mut run).await;
             // Before its end, so that the timeline of a short run is whole too.
             self.note_ready(&mut run).await;
             let exit = run.view.borrow().exit.clone();
@@ -284,7 +288,10 @@ impl Worker {
     async fn wait(&mut self, run: &mut Run) -> bool {
         let now = self.shared.clock.monotonic();
         let mut most = self.shared.config.timings.observe;
-        for at in [run.agent_deadline, run.retry_at, run.snapshot.retry_at].into_iter().flatten() {
+        for at in [run.agent_deadline, run.retry_at, run.snapshot.retry_at, run.network.retry_at]
+            .into_iter()
+            .flatten()
+        {
             most = most.min(at.saturating_since(now));
         }
         if run.unknown_since.is_some() {

@@ -11,6 +11,7 @@
 mod bring_up;
 mod ending;
 mod live;
+mod policy;
 mod reasons;
 mod saving;
 mod session;
@@ -20,7 +21,8 @@ use std::sync::Arc;
 use flames_clock::RandomExt;
 use flames_guest_protocol::AgentKey;
 use flames_model::{
-    Assignment, Exit, ExitCause, IncarnationId, IncarnationState, Reason, Report, Timestamp, Wanted,
+    AppliedNetwork, Assignment, Exit, ExitCause, IncarnationId, IncarnationState, NetworkTrouble, Reason,
+    Report, Timestamp, Wanted,
 };
 use flames_vmm::IncarnationName;
 use tokio::sync::{Notify, watch};
@@ -91,6 +93,8 @@ pub(crate) struct Worker {
     sequence: u64,
     state: IncarnationState,
     reason: Option<Reason>,
+    /// Why its machine is not under the network that was told.
+    network_trouble: Option<NetworkTrouble>,
 }
 
 impl Worker {
@@ -130,6 +134,7 @@ impl Worker {
             sequence,
             state,
             reason,
+            network_trouble: None,
         }
     }
 
@@ -199,6 +204,7 @@ impl Worker {
             key: AgentKey::from_bytes(self.shared.random.bytes()),
             epoch_ms: u64::try_from(now.as_millisecond()).unwrap_or(0),
             phase: RecordPhase::Accepted,
+            network_revision: assignment.network_revision,
             sequence_reserved: IncarnationRecord::SEQUENCE_BLOCK,
             endpoints: Vec::new(),
             timeline: Default::default(),
@@ -304,6 +310,10 @@ impl Worker {
             reason: self.reason.clone(),
             exit: record.ending.as_ref().map(|ending| ending.exit),
             endpoints: record.endpoints.clone(),
+            network: AppliedNetwork {
+                revision: record.network_revision,
+                trouble: self.network_trouble.clone(),
+            },
             timeline: record.timeline.clone(),
             released: record.is_released(),
             purged: record.phase == RecordPhase::Purged,

@@ -75,6 +75,11 @@ pub(crate) fn misfit(why: &str) -> Reason {
     Reason::new(ReasonCode::Incompatible, format!("The host cannot load the VM's snapshot: {why}."))
 }
 
+pub(crate) fn network_not_applied(error: &Error) -> Reason {
+    let message = format!("The VM is still under its earlier network: {}", sentence(error));
+    Reason::new(ReasonCode::NetworkNotApplied, message)
+}
+
 pub(crate) fn snapshot_unnamed() -> Reason {
     Reason::new(ReasonCode::SnapshotUnusable, "The host was not told what the VM's snapshot consists of.")
 }

@@ -15,8 +15,8 @@ use flames_client::wire::host::SnapshotReportOutcome;
 use flames_clock::Monotonic;
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{
-    FencingToken, IncarnationId, ProjectName, Reason, SecretString, SnapshotId, SnapshotProgress,
-    SnapshotReport, SnapshotSizes,
+    FencingToken, IncarnationId, ProjectName, Reason, SecretString, SnapshotBase, SnapshotId,
+    SnapshotProgress, SnapshotReport, SnapshotSizes,
 };
 use flames_vmm::{SnapshotArtefacts, SnapshotKind};
 use tokio::task::JoinHandle;
@@ -26,7 +26,7 @@ use super::{Worker, reasons};
 use crate::backoff::Backoff;
 use crate::record::{IncarnationRecord, RecordPhase, Saving, SavingStage};
 use crate::shared::Shared;
-use crate::snapshots::{Described, SavedFiles};
+use crate::snapshots::{Described, SavedFiles, Stored};
 
 /// Report numbers that one part of a snapshot's way has for itself.
 const REPORTS: u64 = IncarnationRecord::SEQUENCE_BLOCK;
@@ -121,18 +121,49 @@ impl Worker {
                     }
                 }
             }
-            (None, Some(SavingStage::Saved { state, memory })) => {
-                let Some(saved) = self.saved_files(id, SnapshotArtefacts { state, memory }) else { return };
+            (None, Some(SavingStage::Saved { state, memory, base })) => {
+                let artefacts = SnapshotArtefacts { state, memory };
+                let Some(saved) = self.saved_files(id, artefacts, base) else { return };
                 self.begin(run, id, |way| way.store(saved)).await;
             }
             (None, None | Some(SavingStage::Taking)) => self.begin(run, id, Way::announce).await,
         }
     }
 
-    fn saved_files(&self, snapshot: SnapshotId, artefacts: SnapshotArtefacts) -> Option<SavedFiles> {
+    fn saved_files(
+        &self,
+        snapshot: SnapshotId,
+        artefacts: SnapshotArtefacts,
+        base: Option<SnapshotBase>,
+    ) -> Option<SavedFiles> {
         let record = self.record.as_ref()?;
         let agent_key = SecretString::new(record.key.to_hex());
-        Some(SavedFiles { snapshot, artefacts, agent: record.assignment.incarnation, agent_key })
+        Some(SavedFiles { snapshot, artefacts, base, agent: record.assignment.incarnation, agent_key })
+    }
+
+    /// Has the driver save the guest: what changed since the base that is ordered, if the driver still knows that, else all of it.
+    async fn save_guest(&self, id: SnapshotId) -> Result<(SnapshotArtefacts, Option<SnapshotBase>)> {
+        let name = id.to_string();
+        let taking = async |kind| {
+            let saving = self.shared.driver.snapshot(&self.name, &name, kind);
+            self.shared.within("controller.save", self.shared.config.timings.save, saving).await
+        };
+        let base = self.record.as_ref().and_then(|record| record.assignment.snapshot_base.clone());
+        if let Some(base) = base {
+            match taking(SnapshotKind::DiffOf(base.snapshot.to_string())).await {
+                // It saved another one since, which came to nothing, or cannot do that at all.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::NotSupported
+                    ) =>
+                {
+                    tracing::debug!(?error, snapshot = %id, "a guest is saved whole, and not as a difference");
+                }
+                done => return Ok((done?, Some(base))),
+            }
+        }
+        Ok((taking(SnapshotKind::Full).await?, None))
     }
 
     /// Begins a part of the way.
@@ -189,17 +220,15 @@ impl Worker {
             let pausing = self.shared.driver.pause(&self.name);
             self.shared.drive("controller.pause", Duration::ZERO, pausing).await?;
         }
-        let name = id.to_string();
-        let saving = self.shared.driver.snapshot(&self.name, &name, SnapshotKind::Full);
-        let artefacts = self.shared.within("controller.save", timings.save, saving).await?;
+        let (artefacts, base) = self.save_guest(id).await?;
         let Some(record) = &self.record else { return Ok(None) };
         let disk = self.shared.folder.disk_path(&record.assignment);
         self.shared
             .within("controller.stage", timings.save, self.shared.snapshots.stage_disk(id, &disk))
             .await?;
-        let saved = self.saved_files(id, artefacts.clone());
+        let saved = self.saved_files(id, artefacts.clone(), base.clone());
         let SnapshotArtefacts { state, memory } = artefacts;
-        self.note_saving(Some(Saving { snapshot: id, stage: SavingStage::Saved { state, memory } }));
+        self.note_saving(Some(Saving { snapshot: id, stage: SavingStage::Saved { state, memory, base } }));
         if self.write("that it is saved").await { Ok(saved) } else { Err(cannot_write()) }
     }
 
@@ -334,12 +363,15 @@ impl Way {
         shared.snapshots.store_list(described).await.map_err(Trouble::Storage)?;
         // From here on the sweep leaves alone what the list names.
         let (manifest, sizes) = (described.blob.clone(), described.sizes);
-        let named = SnapshotProgress::Named { manifest: manifest.clone(), sizes };
+        let base = saved.base.as_ref().map(|base| base.snapshot);
+        let named = SnapshotProgress::Named { manifest: manifest.clone(), sizes, base };
         if self.report(named).await.map_err(Trouble::Report)? != SnapshotReportOutcome::Taken {
             return Ok(());
         }
-        let stored_bytes = shared.snapshots.upload(saved, described).await.map_err(Trouble::Storage)?;
-        let ready = SnapshotProgress::Ready { manifest, sizes: SnapshotSizes { stored_bytes, ..sizes } };
+        let Stored { all: stored_bytes, own: own_bytes } =
+            shared.snapshots.upload(saved, described).await.map_err(Trouble::Storage)?;
+        let sizes = SnapshotSizes { stored_bytes, own_bytes, ..sizes };
+        let ready = SnapshotProgress::Ready { manifest, sizes };
         match self.report(ready).await.map_err(Trouble::Report)? {
             SnapshotReportOutcome::Taken | SnapshotReportOutcome::Over => Ok(()),
             SnapshotReportOutcome::NotNamed => {

@@ -92,8 +92,12 @@ impl FakeApi {
     pub(crate) fn order(&self, id: IncarnationId, snapshot: Snapshot) {
         let assignment = self.inner().assignments[&id].clone();
         let ordered = Some(snapshot.id);
+        let snapshot_base = snapshot.base.map(|base| flames_model::SnapshotBase {
+            snapshot: base,
+            manifest: self.snapshot(base).manifest.unwrap(),
+        });
         self.inner().snapshots.insert(snapshot.id, snapshot);
-        self.assign(Assignment { snapshot: ordered, ..assignment });
+        self.assign(Assignment { snapshot: ordered, snapshot_base, ..assignment });
     }
 
     /// Withdraws the order of a snapshot, and forgets the snapshot.
@@ -151,6 +155,7 @@ impl FakeApi {
             reason: None,
             exit: None,
             endpoints: Vec::new(),
+            network: flames_model::AppliedNetwork { revision: assignment.network_revision, trouble: None },
             timeline: BTreeMap::new(),
             created_at: self.clock.now(),
             released_at: None,

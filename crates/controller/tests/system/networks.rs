@@ -1,11 +1,13 @@
 //! How guests are connected: what their machines are given, what they themselves are told, and what is refused.
 
 use flames_model::{
-    AddressBlock, Bandwidth, DomainPattern, DriverNetwork, Egress, IncarnationId, IncarnationState,
-    NetworkSpec, PortRange, PortSpec, PrivateNetworkName, SPECIAL_RANGES,
+    AddressBlock, Assignment, Bandwidth, DomainPattern, DriverNetwork, Egress, IncarnationId,
+    IncarnationState, NetworkSpec, PortRange, PortSpec, PrivateNetworkName, ReasonCode, SPECIAL_RANGES,
+    Wanted,
 };
-use flames_vmm::NetworkSpec as MachineNetwork;
+use flames_vmm::{NetworkPolicy, NetworkSpec as MachineNetwork, Phase};
 
+use crate::crashes::killed_everywhere;
 use crate::world::{World, name};
 
 fn block() -> AddressBlock {
@@ -124,4 +126,113 @@ async fn a_policy_that_the_driver_cannot_keep_fails_the_vm_with_the_reason() {
         assert!(world.host.running().is_empty());
         world.purge_all(controller, &[id]).await;
     }
+}
+
+fn limited(bytes_per_second: u64) -> NetworkSpec {
+    NetworkSpec {
+        egress: Egress::Allow { named: Vec::new() },
+        upload: Some(Bandwidth::of(bytes_per_second)),
+        ..NetworkSpec::default()
+    }
+}
+
+/// Tells the host another network of the VM, as this revision.
+fn change(world: &World, id: IncarnationId, revision: u64, network: NetworkSpec) {
+    let mut assignment: Assignment = world.api.assignment(id);
+    (assignment.spec.network, assignment.network_revision) = (network, revision);
+    world.api.assign(assignment);
+}
+
+async fn until_applied(world: &World, id: IncarnationId, revision: u64) {
+    world.until(id, |incarnation| incarnation.network.revision == revision).await;
+}
+
+/// The policy that the machine is under now.
+fn policy_in_place(world: &World, id: IncarnationId) -> NetworkPolicy {
+    world.host.machine(&name(id)).unwrap().network_policy.unwrap()
+}
+
+fn upload(policy: &NetworkPolicy) -> Option<u64> {
+    policy.upload.map(|limit| limit.bytes_per_second)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_that_is_told_is_put_in_force_while_the_guest_runs_or_stands_still_and_is_reported() {
+    let world = with_block();
+    let id = assigned(&world, true, NetworkSpec::default()).await;
+    let controller = world.start().await;
+    assert!(world.until_state(id, IncarnationState::Running).await.network.is_default());
+    assert!(world.api.registrations()[0].driver.live_network);
+    change(&world, id, 1, limited(1_000_000));
+    until_applied(&world, id, 1).await;
+    assert_eq!(upload(&policy_in_place(&world, id)), Some(1_000_000));
+    world.api.want(id, Wanted::Paused);
+    world.until_state(id, IncarnationState::Paused).await;
+    change(&world, id, 2, NetworkSpec::default());
+    until_applied(&world, id, 2).await;
+    assert_eq!(policy_in_place(&world, id), NetworkPolicy::default());
+    assert_eq!(world.host.machine(&name(id)).unwrap().phase, Phase::Paused);
+    assert_eq!(world.host.life(&name(id)).starts, 1);
+    world.purge_all(controller, &[id]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_that_a_driver_cannot_change_is_reported_with_the_reason_and_the_vm_runs_on() {
+    let world = World::with(|simulated, config| {
+        config.address_block = Some(block());
+        simulated.live_network_policy = false;
+    });
+    let id = assigned(&world, true, NetworkSpec::default()).await;
+    let controller = world.start().await;
+    world.until_state(id, IncarnationState::Running).await;
+    assert!(!world.api.registrations()[0].driver.live_network);
+    change(&world, id, 1, limited(1_000_000));
+    let told = world.until(id, |incarnation| incarnation.network.trouble.is_some()).await;
+    let reason = told.network.trouble_with(1).unwrap();
+    assert_eq!((told.network.revision, reason.code), (0, ReasonCode::NetworkNotApplied));
+    assert_eq!(told.state, IncarnationState::Running);
+    assert_eq!(policy_in_place(&world, id), NetworkPolicy::default());
+    // What it had from the start is no trouble any more.
+    change(&world, id, 0, NetworkSpec::default());
+    world.purge_all(controller, &[id]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn killed_at_any_step_a_vm_is_finally_under_the_network_that_was_told_last() {
+    let story = async |world: &World| {
+        let id = IncarnationId::from_uuid(uuid::Uuid::from_u128(1));
+        if !world.api.knows(id) {
+            assigned(world, true, NetworkSpec::default()).await;
+        }
+        let told = |revision| world.api.assignment(id).network_revision >= revision;
+        // One while it is made, one while it runs, one right behind that, one while it stands still.
+        if !told(1) {
+            change(world, id, 1, limited(1_000_000));
+        }
+        world.until(id, |now| now.timeline.contains_key(&IncarnationState::Running)).await;
+        if !told(2) {
+            change(world, id, 2, limited(2_000_000));
+            world.clock.advance(std::time::Duration::from_millis(1)).await;
+        }
+        if !told(3) {
+            change(world, id, 3, limited(3_000_000));
+        }
+        if !world.api.incarnation(id).timeline.contains_key(&IncarnationState::Paused) {
+            until_applied(world, id, 3).await;
+            world.api.want(id, Wanted::Paused);
+            world.until_state(id, IncarnationState::Paused).await;
+        }
+        if !told(4) {
+            change(world, id, 4, limited(4_000_000));
+        }
+        until_applied(world, id, 4).await;
+        world.until_state(id, IncarnationState::Paused).await;
+        vec![id]
+    };
+    let check = |world: &World, ended: &[flames_model::Incarnation]| {
+        let seen = policy_in_place(world, ended[0].id);
+        assert_eq!(upload(&seen), Some(4_000_000), "{seen:?}");
+        assert_eq!(ended[0].network.trouble, None);
+    };
+    killed_everywhere(story, check, 20).await;
 }

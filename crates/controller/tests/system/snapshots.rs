@@ -29,6 +29,11 @@ fn platform(world: &World) -> SnapshotPlatform {
 
 /// Asks for a snapshot of a guest, if that was not done yet.
 fn order(world: &World, of: IncarnationId, number: u128) -> SnapshotId {
+    order_from(world, of, number, None)
+}
+
+/// As [`order`], as a difference from a snapshot.
+fn order_from(world: &World, of: IncarnationId, number: u128, base: Option<SnapshotId>) -> SnapshotId {
     let id = snapshot_id(number);
     if world.api.has_snapshot(id) {
         return id;
@@ -44,6 +49,7 @@ fn order(world: &World, of: IncarnationId, number: u128) -> SnapshotId {
         controller: assignment.controller,
         token: assignment.token,
         parent: None,
+        base,
         labels: Labels::default(),
         spec: assignment.spec.clone(),
         image: assignment.image.clone(),
@@ -328,6 +334,90 @@ async fn a_second_snapshot_follows_the_first_and_stores_only_what_is_new() {
     assert_eq!((first.state, second.state), (SnapshotState::Ready, SnapshotState::Ready));
     // Disk and memory are as they were.
     assert!(pieces(&world).await.len() <= before + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_difference_is_put_together_with_its_base_and_a_guest_is_loaded_from_it_without_that() {
+    let world = World::new();
+    let controller = world.start().await;
+    let id = world.assign(1, &["forever"]).await;
+    let full = saved(&world, id, 1).await;
+    assert!(world.api.registrations()[0].driver.diff_snapshot);
+    let before = pieces(&world).await;
+    let difference = until_finished(&world, order_from(&world, id, 2, Some(full.id))).await;
+    assert_eq!((difference.state, difference.base), (SnapshotState::Ready, Some(full.id)), "{difference:#?}");
+    // Of its own it has what its driver wrote about its devices alone.
+    let new: Vec<_> = pieces(&world).await.into_iter().filter(|piece| !before.contains(piece)).collect();
+    assert_eq!((new.len(), difference.sizes.chunks), (1, 3));
+    let own = world.blobs.head(&new[0]).await.unwrap().size;
+    assert_eq!(difference.sizes.own_bytes, own);
+    assert!(difference.sizes.stored_bytes > own);
+    assert_eq!(full.sizes.own_bytes, full.sizes.stored_bytes);
+    // A second one stands on the first.
+    let second = until_finished(&world, order_from(&world, id, 3, Some(difference.id))).await;
+    assert_eq!(second.base, Some(difference.id));
+    for blob in [full.manifest, difference.manifest] {
+        world.blobs.delete(&BlobKey::new(blob.unwrap()).unwrap()).await.unwrap();
+    }
+    let copy = restore(&world, 4, &world.api.snapshot(second.id)).await;
+    world.until_state(copy, IncarnationState::Running).await;
+    assert_eq!(staged(&world), Vec::<std::path::PathBuf>::new());
+    world.purge_all(controller, &[id, copy]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_difference_from_what_the_driver_did_not_save_last_is_saved_whole_and_says_so() {
+    let world = World::new();
+    let controller = world.start().await;
+    let id = world.assign(1, &["forever"]).await;
+    let first = saved(&world, id, 1).await;
+    saved(&world, id, 2).await;
+    let whole = until_finished(&world, order_from(&world, id, 3, Some(first.id))).await;
+    assert_eq!((whole.state, whole.base), (SnapshotState::Ready, None), "{whole:#?}");
+    let copy = restore(&world, 4, &whole).await;
+    world.until_state(copy, IncarnationState::Running).await;
+    world.purge_all(controller, &[id, copy]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_difference_whose_base_is_damaged_fails_and_the_next_one_is_whole() {
+    let world = World::new();
+    let controller = world.start().await;
+    let id = world.assign(1, &["forever"]).await;
+    let full = saved(&world, id, 1).await;
+    for piece in pieces(&world).await {
+        world.blobs.delete(&piece).await.unwrap();
+    }
+    let failed = until_finished(&world, order_from(&world, id, 2, Some(full.id))).await;
+    assert_eq!(failed.state, SnapshotState::Failed, "{failed:#?}");
+    assert_eq!(failed.reason.unwrap().code, ReasonCode::SnapshotFailed);
+    assert!(runs(&world, id));
+    let next = until_finished(&world, order_from(&world, id, 3, Some(full.id))).await;
+    assert_eq!((next.state, next.base), (SnapshotState::Ready, None), "{next:#?}");
+    world.purge_all(controller, &[id]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn killed_at_any_step_a_difference_is_saved_once_and_a_guest_loaded_from_it() {
+    let story = async |world: &World| {
+        let (first, copy) = (incarnation(1), incarnation(2));
+        if !world.api.knows(first) {
+            world.assign(1, &["forever"]).await;
+        }
+        world.until(first, |now| now.timeline.contains_key(&IncarnationState::Running)).await;
+        let full = until_finished(world, order(world, first, 1)).await;
+        let snapshot = until_finished(world, order_from(world, first, 2, Some(full.id))).await;
+        assert_eq!(snapshot.state, SnapshotState::Ready, "{snapshot:#?}");
+        restore(world, 2, &snapshot).await;
+        world.until(copy, |now| now.timeline.contains_key(&IncarnationState::Running)).await;
+        vec![first, copy]
+    };
+    let check = |world: &World, _: &[flames_model::Incarnation]| {
+        assert_eq!(world.inside(incarnation(2)).hostname(), "vm-2");
+        let saved = world.api.snapshot(snapshot_id(2));
+        assert!([None, Some(snapshot_id(1))].contains(&saved.base), "{saved:#?}");
+    };
+    killed_everywhere(story, check, 100).await;
 }
 
 #[tokio::test(start_paused = true)]

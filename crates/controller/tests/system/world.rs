@@ -172,6 +172,7 @@ impl World {
             token: FencingToken(1),
             wanted: Wanted::Running,
             spec: spec(command),
+            network_revision: 0,
             address: None,
             source: Source::Boot,
             image: ImageManifest {
@@ -184,6 +185,7 @@ impl World {
             kernel: None,
             restore: None,
             snapshot: None,
+            snapshot_base: None,
         }
     }
 

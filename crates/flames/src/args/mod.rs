@@ -1,5 +1,6 @@
 //! The command line.
 
+mod network;
 pub(crate) mod parse;
 mod snapshot;
 mod up;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+pub(crate) use network::NetworkAction;
 pub(crate) use parse::{Forward, Place};
 pub(crate) use snapshot::{RestoreArgs, SnapshotAction};
 pub(crate) use up::{CheckArgs, ConfigAction, ControllerRunArgs, DbAction, Role, ServerArgs, UpArgs};
@@ -128,6 +130,11 @@ pub(crate) enum Command {
     /// Let paused VMs run on.
     #[command(after_help = "Example:\n  flames resume web-1")]
     Resume(LifecycleArgs),
+    /// Change and show what VMs may reach.
+    Network {
+        #[command(subcommand)]
+        action: NetworkAction,
+    },
     /// Save VMs with their memory and disk, and look after what was saved.
     #[command(visible_alias = "snapshots")]
     Snapshot {

@@ -14,15 +14,23 @@ pub(crate) enum SnapshotAction {
 Examples:
   flames snapshot create web-1
   flames snapshot create web-1 --name before-upgrade
+  flames snapshot create web-1 --diff
   flames snapshot create web-1 --no-wait
 
-The VM stands still while its memory is saved; then it runs on while the snapshot is stored.")]
+With --diff only what the memory has become since the VM's newest snapshot is saved and stored: it is quicker, and whole all the same, so
+that the other one can be removed. The VM stands still while its memory is saved; then it runs on while the snapshot is stored.")]
     Create {
         /// The VM, by name or id.
         vm: String,
         /// The snapshot's name [default: one is made up].
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
+        /// Save only what changed since the newest ready snapshot of the VM's present run.
+        #[arg(long)]
+        diff: bool,
+        /// The snapshot that this is, to be sure of it.
+        #[arg(long, value_name = "SNAPSHOT", requires = "diff")]
+        base: Option<String>,
         /// Do not wait until it is ready.
         #[arg(long)]
         no_wait: bool,

@@ -73,6 +73,10 @@ fn told(event: &Event) -> String {
         EventType::VmCreated => "created".to_owned(),
         EventType::VmDesired => format!("wanted {}", name_of(event.desired)),
         EventType::VmLabelled => "labelled".to_owned(),
+        EventType::VmNetwork => format!("network changed (revision {})", event.network_revision.unwrap_or(0)),
+        EventType::VmNetworkApplied => {
+            format!("under network revision {}", event.network_revision.unwrap_or(0))
+        }
         EventType::VmUnplaced => "has no place".to_owned(),
         EventType::VmPlaced => {
             format!("placed on {}", event.controller.map(|id| id.to_string()).unwrap_or_default())

@@ -12,6 +12,7 @@ mod images;
 mod lifecycle;
 mod list;
 mod logs;
+mod network;
 mod port_forward;
 mod run;
 mod show;
@@ -65,6 +66,7 @@ pub(crate) async fn carry_out(arguments: Arguments, output: Output) -> Outcome {
         Command::Resume(arguments) => {
             lifecycle::change(&context()?, lifecycle::Change::Resume, &arguments).await
         }
+        Command::Network { action } => network::network(&context()?, action).await,
         Command::Snapshot { action } => snapshots::snapshots(&context()?, action).await,
         Command::Restore(arguments) => snapshots::restore(&context()?, arguments).await,
         Command::Rm(arguments) => lifecycle::remove(&context()?, &arguments).await,

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use flames_wire::{Egress, EgressMode, Network, Vm};
+use flames_wire::{Bandwidth, Egress, EgressMode, Network, Vm};
 use serde_json::json;
 
 use super::Context;
@@ -63,10 +63,8 @@ fn facts(vm: &Vm) -> Vec<Vec<String>> {
         format!("{} vCPU, {} MiB memory, {} MiB disk", spec.vcpus, spec.memory_mib, spec.root_disk_mib),
     );
     row("disk", format!("{:?}", spec.disk).to_lowercase());
-    row("egress", egress(&spec.network));
-    row("private network", spec.network.private_network.clone().unwrap_or_default());
-    for (name, limit) in [("upload", spec.network.upload), ("download", spec.network.download)] {
-        row(name, limit.map(|limit| format!("{} bytes/s", limit.bytes_per_second)).unwrap_or_default());
+    for (name, value) in network(vm) {
+        row(name, value);
     }
     row("restored from", vm.restored_from.map(|snapshot| snapshot.to_string()).unwrap_or_default());
     row("created", vm.created_at.to_string());
@@ -92,6 +90,26 @@ fn facts(vm: &Vm) -> Vec<Vec<String>> {
         }
     }
     rows
+}
+
+/// What a VM may reach, and whether that is in force where it could be.
+pub(super) fn network(vm: &Vm) -> Vec<(&'static str, String)> {
+    let (network, status) = (&vm.spec.network, &vm.network);
+    let limit = |limit: Option<Bandwidth>| {
+        limit.map(|limit| format!("{} bytes/s", limit.bytes_per_second)).unwrap_or_default()
+    };
+    let in_force = match (status.in_force, status.applied_revision, &status.reason) {
+        (true, ..) | (false, None, _) => String::new(),
+        (false, Some(_), None) => "not in force yet".to_owned(),
+        (false, Some(_), Some(reason)) => format!("not in force: {}", reason.message),
+    };
+    vec![
+        ("egress", egress(network)),
+        ("private network", network.private_network.clone().unwrap_or_default()),
+        ("upload", limit(network.upload)),
+        ("download", limit(network.download)),
+        ("network", in_force),
+    ]
 }
 
 /// What a VM may connect to, in one line.

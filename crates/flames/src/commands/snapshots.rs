@@ -3,8 +3,10 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use flames_client::wire::{CreateSnapshot, RestoreSnapshot, Snapshot, SnapshotListQuery, SnapshotState};
-use flames_model::VmId;
+use flames_client::wire::{
+    CreateSnapshot, RestoreSnapshot, Snapshot, SnapshotKind, SnapshotListQuery, SnapshotState,
+};
+use flames_model::{SnapshotId, VmId};
 use serde_json::json;
 
 use super::{Context, lifecycle, now, run};
@@ -20,8 +22,10 @@ const ASKED_EVERY: Duration = Duration::from_secs(2);
 /// Takes, lists, shows and removes snapshots.
 pub(super) async fn snapshots(context: &Context, action: SnapshotAction) -> Outcome {
     match action {
-        SnapshotAction::Create { vm, name, no_wait, timeout } => {
-            create(context, &vm, name, (!no_wait).then_some(timeout)).await?;
+        SnapshotAction::Create { vm, name, diff, base, no_wait, timeout } => {
+            let kind = if diff { SnapshotKind::Diff } else { SnapshotKind::Full };
+            let new = CreateSnapshot { name, kind, base };
+            create(context, &vm, new, (!no_wait).then_some(timeout)).await?;
         }
         SnapshotAction::Ls { vm } => list(context, vm).await?,
         SnapshotAction::Inspect { snapshots } => inspect(context, &snapshots).await?,
@@ -33,14 +37,13 @@ pub(super) async fn snapshots(context: &Context, action: SnapshotAction) -> Outc
 async fn create(
     context: &Context,
     vm: &str,
-    name: Option<String>,
+    create: CreateSnapshot,
     wait: Option<Duration>,
 ) -> Result<(), Failure> {
     let client = &context.api.client;
     let mut phases = Phases::start(context.output, vm);
     phases.phase("asking for a snapshot");
     let mutation = once()?;
-    let create = CreateSnapshot { name };
     let mut snapshot = surely(async || client.create_snapshot(vm, &create, &mutation).await).await?;
     let deadline = wait.map(|wait| Instant::now() + wait);
     while let Some(deadline) = deadline {
@@ -91,19 +94,25 @@ async fn list(context: &Context, vm: Option<String>) -> Result<(), Failure> {
     if context.output.quiet {
         return snapshots.iter().try_for_each(|snapshot| output::line(&snapshot.name));
     }
+    let name_of = |id: SnapshotId| {
+        let known = snapshots.iter().find(|snapshot| snapshot.id == id);
+        known.map_or_else(|| id.to_string(), |snapshot| snapshot.name.clone())
+    };
     let row = |snapshot: &Snapshot| {
         vec![
             snapshot.name.clone(),
             snapshot.vm_name.clone(),
+            snapshot.base.or(snapshot.parent).map(name_of).unwrap_or_default(),
             snapshot.state.to_string(),
             bytes(snapshot.logical_bytes),
             bytes(snapshot.stored_bytes),
+            bytes(snapshot.own_bytes),
             age(now(), snapshot.created_at),
             snapshot.reason.as_ref().map(|reason| reason.message.clone()).unwrap_or_default(),
         ]
     };
     let rows = snapshots.iter().map(row).collect();
-    context.output.table(&["name", "vm", "state", "size", "stored", "age", "reason"], rows)
+    context.output.table(&["name", "vm", "parent", "state", "size", "stored", "own", "age", "reason"], rows)
 }
 
 async fn inspect(context: &Context, names: &[String]) -> Result<(), Failure> {
@@ -139,13 +148,22 @@ fn facts(snapshot: &Snapshot) -> Vec<Vec<String>> {
         ("vm", format!("{} ({})", snapshot.vm_name, snapshot.vm)),
         ("incarnation", snapshot.incarnation.to_string()),
         ("restored from", snapshot.parent.map(|parent| parent.to_string()).unwrap_or_default()),
+        ("difference from", snapshot.base.map(|base| base.to_string()).unwrap_or_default()),
         ("labels", labels.join(" ")),
         ("image", spec.image.clone()),
         ("kernel", spec.kernel.clone().or(platform.kernel.clone()).unwrap_or_default()),
         ("driver", format!("{} {version}", platform.driver)),
         ("processor", format!("{} {}", platform.cpu_vendor, platform.cpu_model)),
         ("size", bytes(snapshot.logical_bytes)),
-        ("stored", format!("{} in {} pieces", bytes(snapshot.stored_bytes), snapshot.chunks)),
+        (
+            "stored",
+            format!(
+                "{} in {} pieces, {} of its own",
+                bytes(snapshot.stored_bytes),
+                snapshot.chunks,
+                bytes(snapshot.own_bytes)
+            ),
+        ),
         ("created", snapshot.created_at.to_string()),
         ("finished", snapshot.finished_at.map(|at| at.to_string()).unwrap_or_default()),
     ];

@@ -53,6 +53,7 @@ macro_rules! cases {
 cases![
     a_command_runs_in_a_guest_that_boots_and_reaches_nothing,
     a_snapshot_restored_twice_has_two_addresses_and_neither_reaches_the_other,
+    a_guest_is_restored_from_a_difference_whose_base_is_removed,
     a_port_answers_at_its_url_at_the_guests_address_and_by_port_forward,
     a_guest_reaches_what_is_public_or_named_and_no_private_address_else,
     a_guest_reaches_nothing_under_deny_and_all_when_unrestricted,
@@ -114,6 +115,43 @@ fn is_itself(host: &Host, name: &str, own: &str, other: &str) -> String {
     assert!(host.answers(&format!("http://{own}:8000/")), "{name}");
     host.assert_reaches(name, &[PUBLIC, PUBLIC6], &[&format!("{other} 8000")]);
     lines[1].to_owned()
+}
+
+fn a_guest_is_restored_from_a_difference_whose_base_is_removed() {
+    let host = Host::with_saved_guest(&[]);
+    let vm = "web";
+    host.restore(vm, &[]);
+    let run = |arguments: &[&str]| host.installation.run(arguments);
+    let mark = |word: &str| {
+        let script = format!("echo {word} > /run/mark; echo {word} > /mark");
+        let marking = || run(&["exec", vm, "--", "sh", "-c", &script]);
+        // Firecracker ends what is open to a guest as it saves it, and its host connects anew.
+        eventually("it is marked", || (marking().code == 0).then_some(()));
+    };
+    mark("one");
+    let full = run(&["--json", "snapshot", "create", vm, "--name", "full"]).json();
+    mark("two");
+    let create = ["--json", "snapshot", "create", vm, "--name", "difference", "--diff", "--base", "full"];
+    let difference = run(&create).json();
+    assert_eq!(difference["base"], full["id"], "{difference:#}");
+    let size = |snapshot: &serde_json::Value, of: &str| snapshot[of].as_u64().unwrap();
+    assert_eq!(size(&full, "own_bytes"), size(&full, "stored_bytes"));
+    println!(
+        "report: stored {} bytes whole, {} of the difference's own",
+        size(&full, "stored_bytes"),
+        size(&difference, "own_bytes")
+    );
+    assert!(size(&difference, "own_bytes") < size(&difference, "stored_bytes"), "{difference:#}");
+    let listed = run(&["snapshot", "ls"]).ok();
+    let line = listed.lines().find(|line| line.starts_with("difference")).unwrap().to_owned();
+    assert!(line.contains("full"), "{listed}");
+    run(&["rm", "-f", vm]).ok();
+    run(&["snapshot", "rm", "full"]).ok();
+    run(&["-q", "restore", "difference", "--name", "again"]).ok();
+    assert_eq!(host.inside("again", "cat /run/mark /mark"), "two\ntwo");
+    assert!(host.answers(&format!("http://{}:8000/", host.address("again"))), "its server goes on");
+    run(&["rm", "-f", "again"]).ok();
+    host.assert_clean();
 }
 
 fn a_port_answers_at_its_url_at_the_guests_address_and_by_port_forward() {
@@ -181,6 +219,25 @@ fn a_guest_reaches_nothing_under_deny_and_all_when_unrestricted() {
         ],
     );
     assert_eq!(host.resolve("denied", "good.test"), None);
+    // Each is put under another policy while it runs.
+    let set = |name: &str, policy: &str| {
+        host.installation.run(&["network", "set", name, "--egress", policy]).ok();
+        let shown = host.installation.inspect(name);
+        assert_eq!(shown["network"]["in_force"], true, "{shown}");
+        assert_eq!(shown["state"], "running");
+    };
+    set("denied", "allow");
+    set("open", "deny");
+    assert_both(
+        &host,
+        [
+            ("denied", &[PUBLIC], &[PRIVATE, METADATA, HOST]),
+            ("open", &[], &[PUBLIC, PRIVATE, METADATA, HOST]),
+        ],
+    );
+    assert_eq!(host.resolve("denied", "good.test").as_deref(), Some(PUBLIC));
+    let shown = host.installation.run(&["network", "show", "denied"]).ok();
+    assert!(shown.contains("allow") && !shown.contains("not in force"), "{shown}");
     host.installation.run(&["rm", "-f", "denied", "open"]).ok();
     host.assert_clean();
 }
@@ -220,6 +277,8 @@ fn guests_survive_a_kill_9_of_flames_with_their_network() {
     let before = ["a", "b"].map(|name| host.address(name));
     let monitors = host.monitors();
     assert_eq!(monitors.len(), 2, "{monitors:?}");
+    // Whether the host has heard of it or not: it comes to that.
+    host.installation.run(&["network", "set", "b", "--egress", "deny", "--no-wait"]).ok();
     host.installation.kill();
     thread::sleep(Duration::from_secs(1));
     assert_eq!(host.monitors(), monitors, "the machines run on without Flames");
@@ -231,6 +290,9 @@ fn guests_survive_a_kill_9_of_flames_with_their_network() {
     }
     assert_eq!(host.resolve("a", "good.test").as_deref(), Some(PUBLIC), "its names resolve again");
     host.assert_reaches("a", &[PUBLIC], &[PRIVATE]);
+    let in_force = || host.installation.inspect("b")["network"]["in_force"] == true;
+    eventually("its changed network is in force", || in_force().then_some(()));
+    host.assert_reaches("b", &[], &[PUBLIC]);
     assert_eq!(["a", "b"].map(|name| host.address(name)), before);
     assert_eq!(host.monitors(), monitors);
     host.restore("c", &[]);

@@ -115,7 +115,7 @@ pub trait VmDriver: Debug + Send + Sync + 'static {
     /// Saves a running or paused guest; it is in the same phase afterwards. The name is the caller's, unique per incarnation: taken
     /// again under the same name and kind it is the same snapshot.
     ///
-    /// Errors: `NotSupported`; `NotFound`; `Conflict`; `Exhausted`.
+    /// Errors: `NotSupported`; `NotFound`; `Conflict`, also for a diff of another snapshot than the last; `Exhausted`.
     ///
     /// Cases: `a_snapshot_leaves_the_vm_as_it_was`, `a_snapshot_starts_another_incarnation`.
     async fn snapshot(
@@ -125,7 +125,10 @@ pub trait VmDriver: Debug + Send + Sync + 'static {
         kind: SnapshotKind,
     ) -> Result<SnapshotArtefacts>;
 
-    /// Removes a snapshot's files. No error when they are not there. Errors: `NotSupported`.
+    /// Removes a snapshot's files. No error when they are not there. A diff of the last snapshot can be taken all the same. Errors:
+    /// `NotSupported`.
+    ///
+    /// Cases: `a_diff_snapshot_builds_on_another`.
     async fn delete_snapshot(&self, incarnation: &IncarnationName, name: &str) -> Result<()>;
 
     /// Connects to `port` in the guest ([`AGENT_PORT`] for the agent). On a driver whose channel has one opener

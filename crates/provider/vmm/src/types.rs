@@ -197,7 +197,8 @@ pub enum StartFrom {
 pub enum SnapshotKind {
     /// All of the guest's memory.
     Full,
-    /// What changed since the snapshot of this name.
+    /// What changed since the snapshot of this name, which must be the one that was taken last of the incarnation. Its files need not be
+    /// there any more, unless a guest is to be started from this one's as they are.
     DiffOf(String),
 }
 

@@ -94,6 +94,19 @@ impl SnapshotFiles for SimulatedDisk {
         Ok(())
     }
 
+    async fn lay_over(&self, from: &Path, onto: &Path, offset: u64, length: usize) -> Result<()> {
+        let (data, mut content) = (self.part(from, offset, length)?, self.read(onto)?);
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let place = content.get_mut(from..from.saturating_add(length));
+        let place = place.ok_or_else(|| Error::unavailable(OPERATION, "the file ends earlier"))?;
+        // A simulated hole is zeros.
+        for (byte, new) in place.iter_mut().zip(data).filter(|(_, new)| *new != 0) {
+            *byte = new;
+        }
+        self.write(onto, content);
+        Ok(())
+    }
+
     async fn seal(&self, _path: &Path) -> Result<()> {
         Ok(())
     }

@@ -101,6 +101,7 @@ fn request(number: u128, name: &str) -> RegisterRequest {
             acceleration: "none".to_owned(),
             pause: true,
             snapshot: true,
+            diff_snapshot: false,
             cpu: flames_model::CpuFacts {
                 vendor: "v".to_owned(),
                 model: "m".to_owned(),
@@ -108,6 +109,7 @@ fn request(number: u128, name: &str) -> RegisterRequest {
             },
             default_kernel: None,
             network: Default::default(),
+            live_network: false,
         },
         address_block: None,
     }
@@ -138,11 +140,13 @@ fn assignment(number: u128, to: ControllerId) -> Assignment {
         wanted: Wanted::Running,
         address: None,
         spec,
+        network_revision: 0,
         source: Source::Boot,
         image: manifest(),
         kernel: None,
         restore: None,
         snapshot: None,
+        snapshot_base: None,
     }
 }
 
@@ -163,6 +167,7 @@ fn report(incarnation: u128) -> Report {
         reason: None,
         exit: None,
         endpoints: Vec::new(),
+        network: Default::default(),
         timeline: BTreeMap::new(),
         released: false,
         purged: false,

@@ -63,6 +63,7 @@ pub(crate) fn quick_routes() -> OpenApiRouter<Api> {
         .routes(routes!(vms::pause_vm))
         .routes(routes!(vms::resume_vm))
         .routes(routes!(vms::set_labels))
+        .routes(routes!(vms::set_network))
         .routes(routes!(files::remove_file))
         .routes(routes!(files::stat_file))
         .routes(routes!(files::list_files))

@@ -175,6 +175,11 @@ pub trait Fixture: Send + Sync {
         None
     }
 
+    /// As [`Fixture::start_from`], for the machine of [`Fixture::spec`] on the [`Fixture::tap`].
+    async fn start_on_tap_from(&self) -> StartFrom {
+        self.start_from().await
+    }
+
     /// A tap for the machine of [`Fixture::spec`], with a policy that admits nothing; none where the driver has no taps.
     async fn tap(&self) -> Option<NetworkSpec> {
         None

@@ -19,7 +19,8 @@ async fn running_on_a_tap(lab: &Lab<'_>) -> (IncarnationName, MachineSpec) {
     let network = lab.fixture.tap().await.expect("a driver that replaces policies has taps");
     let (name, spec) = (fresh_name(), MachineSpec { network, ..lab.fixture.spec().await });
     lab.prepare(&name, &spec).await;
-    lab.start(&name).await;
+    let from = lab.fixture.start_on_tap_from().await;
+    lab.call("start", lab.driver().start(&name, from, false)).await.expect("it starts");
     (name, spec)
 }
 

@@ -10,6 +10,7 @@
 //!   stop-requested               `stop` or `destroy` was called
 //!   console.<offset>             the console's log from that offset on
 //!   snapshots/<name>/            snapshot.json, state, memory
+//!   last-snapshot                the name of the one that was saved last, whatever became of its files
 //! <folder>/.new-… .old-…         half made, half removed: removed by the next `adopt`
 //! ```
 

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flames_error::{Error, Result};
@@ -28,8 +28,13 @@ use crate::saved::{MEMORY, Processor, RECORD, STATE, SnapshotRecord, copy_data};
 use crate::vm::Vm;
 
 const OPERATION: &str = "vmm.snapshot";
-/// Names the snapshot that was saved last, which alone a diff can stand on. Absent while it is not known.
-const LATEST: &str = ".latest";
+/// Beside the folder of the snapshots: names the one that was saved last, which alone a diff can stand on. Absent while it is not known.
+const LATEST: &str = "last-snapshot";
+
+/// The note of an incarnation with this folder of snapshots.
+fn latest(snapshots: &Path) -> PathBuf {
+    snapshots.with_file_name(LATEST)
+}
 
 /// `InvalidInput` for a name that is no plain file name.
 pub(crate) fn check_name(name: &str) -> Result<()> {
@@ -131,9 +136,7 @@ impl Vm {
         blocking(move || {
             let _turn = turn;
             let remove = || {
-                if std::fs::read_to_string(snapshots.join(LATEST)).is_ok_and(|latest| latest == name) {
-                    remove_all(&snapshots.join(LATEST))?;
-                }
+                // The note of which one was the last stays: Firecracker knows what was written since, whatever became of the files.
                 remove_all(&snapshots.join(&name))?;
                 // It stays while there are others.
                 let _ = std::fs::remove_dir(&snapshots);
@@ -149,15 +152,21 @@ fn artefacts(folder: &Path) -> SnapshotArtefacts {
     SnapshotArtefacts { state: folder.join(STATE), memory: Some(folder.join(MEMORY)) }
 }
 
-/// Makes the folder, and makes sure that a diff has its base. `NotFound`, or `conflict` when the base is not the last one.
+/// Of the note, which is beside the folder.
+fn sync_parent(snapshots: &Path) -> io::Result<()> {
+    snapshots.parent().map_or(Ok(()), sync_folder)
+}
+
+/// Makes the folder, and makes sure that a diff stands on the snapshot that was taken last. `conflict`, or `NotFound` when there is none of
+/// the name.
 fn begin(snapshots: &Path, base: Option<&str>, conflict: Error) -> Result<()> {
-    if let Some(base) = base {
-        if !snapshots.join(base).join(RECORD).exists() {
-            return Err(Error::not_found(OPERATION, "snapshot", base));
-        }
-        if !std::fs::read_to_string(snapshots.join(LATEST)).is_ok_and(|latest| latest == base) {
-            return Err(conflict.with_context("base", base));
-        }
+    if let Some(base) = base
+        && !std::fs::read_to_string(latest(snapshots)).is_ok_and(|last| last == base)
+    {
+        return Err(match snapshots.join(base).join(RECORD).exists() {
+            true => conflict.with_context("base", base),
+            false => Error::not_found(OPERATION, "snapshot", base),
+        });
     }
     let make = || {
         match create_private_folder(snapshots) {
@@ -165,8 +174,9 @@ fn begin(snapshots: &Path, base: Option<&str>, conflict: Error) -> Result<()> {
             _ => {}
         }
         // Firecracker forgets what was written as it saves, whether that comes to its end or not.
-        remove_all(&snapshots.join(LATEST))?;
-        sync_folder(snapshots)
+        remove_all(&latest(snapshots))?;
+        sync_folder(snapshots)?;
+        sync_parent(snapshots)
     };
     make().map_err(|error| failed("the folder of the snapshots cannot be made", error))
 }
@@ -226,8 +236,9 @@ fn finish(
     write_record(&half_made, RECORD, &record)?;
     let end = || {
         std::fs::rename(&half_made, snapshots.join(name))?;
-        create_private(&snapshots.join(LATEST))?.write_all(name.as_bytes())?;
-        sync_folder(snapshots)
+        create_private(&latest(snapshots))?.write_all(name.as_bytes())?;
+        sync_folder(snapshots)?;
+        sync_parent(snapshots)
     };
     end().map_err(io)
 }
@@ -306,9 +317,12 @@ mod tests {
             std::fs::create_dir(snapshots.join(name)).unwrap();
             std::fs::write(snapshots.join(name).join(RECORD), "{}").unwrap();
         }
-        std::fs::write(snapshots.join(LATEST), "two").unwrap();
+        std::fs::write(latest(&snapshots), "two").unwrap();
         assert_eq!(begun(Some("one")), Err(ErrorKind::Conflict));
         begun(Some("two")).unwrap();
         assert_eq!(begun(Some("two")), Err(ErrorKind::Conflict), "until the next is saved");
+        std::fs::write(latest(&snapshots), "two").unwrap();
+        std::fs::remove_dir_all(snapshots.join("two")).unwrap();
+        begun(Some("two")).unwrap();
     }
 }

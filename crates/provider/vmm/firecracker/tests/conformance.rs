@@ -10,9 +10,12 @@ mod support;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use flames_vmm::{AgentChannel, IncarnationName, MachineSpec, StartFrom, VmDriver};
+use flames_vmm::{
+    AgentChannel, Egress, IncarnationName, MachineSpec, NetworkPolicy, NetworkSpec, StartFrom, VmDriver,
+};
 use flames_vmm_conformance::{Capabilities, Fixture, Harness, Unavailable, async_trait};
-use support::{Host, base};
+use support::world::{World, all_rules};
+use support::{Host, base, driver_of};
 use tokio::io::AsyncWriteExt;
 
 struct Firecracker;
@@ -29,8 +32,9 @@ impl Harness<dyn Fixture> for Firecracker {
 
     async fn fresh(&self) -> Box<dyn Fixture> {
         let host = Host::new();
-        let driver = Mutex::new(Some(host.driver()));
-        Box::new(UnderTest { driver, host })
+        let world = World::new(&host.cluster);
+        let driver = Mutex::new(Some(driver(&host, &world)));
+        Box::new(UnderTest { driver, host, world })
     }
 }
 
@@ -38,6 +42,12 @@ struct UnderTest {
     // Dropped before what it works on.
     driver: Mutex<Option<Arc<dyn VmDriver>>>,
     host: Host,
+    world: World,
+}
+
+/// A driver with networks, so that it can do all that one can.
+fn driver(host: &Host, world: &World) -> Arc<dyn VmDriver> {
+    Arc::new(driver_of(world.networked(host.config())))
 }
 
 #[async_trait]
@@ -52,7 +62,7 @@ impl Fixture for UnderTest {
 
     async fn reopen(&self) {
         self.close().await;
-        *self.driver.lock().unwrap() = Some(self.host.driver());
+        *self.driver.lock().unwrap() = Some(driver(&self.host, &self.world));
     }
 
     async fn spec(&self) -> MachineSpec {
@@ -61,6 +71,38 @@ impl Fixture for UnderTest {
 
     async fn start_from(&self) -> StartFrom {
         base::plain()
+    }
+
+    async fn start_on_tap_from(&self) -> StartFrom {
+        base::networked()
+    }
+
+    async fn tap(&self) -> Option<NetworkSpec> {
+        Some(base::networked_spec(1).network)
+    }
+
+    async fn policy_in_place(&self, incarnation: &IncarnationName) -> Option<NetworkPolicy> {
+        // What the driver has on record, if the kernel's rules are those of it.
+        let recorded = std::fs::read(self.host.path(incarnation, "network-policy.json")).ok();
+        let policy = match recorded {
+            Some(bytes) => {
+                let record: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+                serde_json::from_value(record["policy"].clone()).unwrap()
+            }
+            None => NetworkPolicy::default(),
+        };
+        let rules = all_rules(&self.host.cluster, incarnation);
+        let listed: Vec<String> = match &policy.egress {
+            Egress::AllowList { ranges, .. } => {
+                ranges.iter().map(|(address, prefix)| format!("{address}/{prefix}")).collect()
+            }
+            _ => Vec::new(),
+        };
+        // Of all that the suite asks for, this range tells whether it is admitted.
+        let admits = rules.contains("203.0.113.0/24");
+        let should = listed.iter().any(|range| range == "203.0.113.0/24");
+        let is_so = admits == should && listed.iter().all(|range| rules.contains(range));
+        is_so.then_some(policy)
     }
 
     async fn crash(&self, incarnation: &IncarnationName) {
@@ -87,6 +129,7 @@ fn main() -> ExitCode {
     // Not in a case, whose time is limited; and nothing is started to list them.
     if support::unavailable().is_none() && !std::env::args().any(|argument| argument == "--list") {
         base::make_plain();
+        base::make_networked_apart();
     }
     let told = Capabilities {
         agent_channel: AgentChannel::Multiplexed,
@@ -94,7 +137,7 @@ fn main() -> ExitCode {
         snapshot: true,
         diff_snapshot: true,
         user_network: false,
-        live_network_policy: false,
+        live_network_policy: true,
         guest_writes_console: true,
         guest_answers: true,
         guest_powers_off: true,

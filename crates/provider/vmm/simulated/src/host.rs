@@ -15,7 +15,7 @@ use crate::guest::{GuestOrigin, GuestProgram, GuestShared};
 use crate::lock;
 use crate::power::PowerState;
 use crate::script::{Operation, Script};
-use crate::state::{Ending, Life, Place, ResourceUse, Stage, State};
+use crate::state::{Ending, Life, Place, ResourceUse, Stage, State, saved_memory};
 use crate::timings::SimulatedTimings;
 
 /// How many hints of exits a slow listener may fall behind before it loses some.
@@ -267,11 +267,10 @@ impl SimulatedHost {
         if let Some(saved) = state.snapshots.get(path) {
             return Some(saved.to_bytes());
         }
-        // Guests hold the same in their memory, but for what they were told.
         let state_file = path.with_file_name("state");
-        let is_memory = path.file_name().is_some_and(|name| name == "memory")
-            && state.snapshots.contains_key(&state_file);
-        is_memory.then(|| b"what every guest has in its memory\n".repeat(64))
+        let saved =
+            path.file_name().filter(|name| *name == "memory").and_then(|_| state.snapshots.get(&state_file));
+        saved.map(|saved| saved_memory(saved.base.is_some()))
     }
 
     /// Brings a file to the host, in place of the one that is there.

@@ -172,6 +172,8 @@ impl SimulatedHost {
                     .cloned();
                 let brought =
                     || state.files.get(&artefacts.state).and_then(|bytes| SavedGuest::from_bytes(bytes));
+                // A memory that was brought here is whole, or it is no guest's.
+                let brought = || brought().filter(|_| state.is_memory_whole(artefacts.memory.as_deref()));
                 let Some(saved) = own.or_else(brought) else {
                     return Err(Error::new(ErrorKind::Corrupt, OPERATION, "the snapshot is not whole")
                         .with_context("state", artefacts.state.display()));
@@ -323,7 +325,7 @@ impl SimulatedHost {
                     return Err(Error::new(ErrorKind::Conflict, OPERATION, "another snapshot has this name")
                         .with_resource("snapshot", snapshot));
                 }
-                (None, Some(base)) if !state.is_whole(base) => {
+                (None, Some(base)) if !state.is_whole(base) && state.latest.get(name) != Some(base) => {
                     return Err(Error::not_found(OPERATION, "snapshot", base.display().to_string()));
                 }
                 (None, _) => guest,
@@ -343,6 +345,7 @@ impl SimulatedHost {
             None => state.machine(OPERATION, name)?.spec.guest_config.clone(),
         };
         let saved = SavedGuest { of: name.clone(), name: snapshot.to_owned(), base, config };
+        state.latest.insert(name.clone(), path.clone());
         state.snapshots.insert(path, saved);
         guest.power.set(before);
         Ok(artefacts)

@@ -161,6 +161,21 @@ pub(crate) struct SavedGuest {
     pub(crate) config: SecretBytes,
 }
 
+/// What guests hold in their memory: all the same, but for what they were told.
+pub(crate) fn guest_memory() -> Vec<u8> {
+    b"what every guest has in its memory\n".repeat(64)
+}
+
+/// The memory file of a snapshot: of a diff, what was written since its base, and zeros.
+pub(crate) fn saved_memory(is_diff: bool) -> Vec<u8> {
+    let mut memory = guest_memory();
+    if is_diff {
+        memory[..1024].fill(0);
+        memory[1100..].fill(0);
+    }
+    memory
+}
+
 /// What a file with a saved guest begins with.
 const SAVED: &str = "simulated guest 1";
 
@@ -188,6 +203,8 @@ pub(crate) struct State {
     pub(crate) timings: SimulatedTimings,
     pub(crate) places: BTreeMap<IncarnationName, Place>,
     pub(crate) snapshots: BTreeMap<PathBuf, SavedGuest>,
+    /// The snapshot that was taken last of each, whether its files are there or not.
+    pub(crate) latest: BTreeMap<IncarnationName, PathBuf>,
     /// Files that were brought here from elsewhere.
     pub(crate) files: BTreeMap<PathBuf, Vec<u8>>,
     /// How many drivers are there to see an exit.
@@ -211,6 +228,7 @@ impl State {
             timings,
             places: BTreeMap::new(),
             snapshots: BTreeMap::new(),
+            latest: BTreeMap::new(),
             files: BTreeMap::new(),
             drivers: 0,
             used: ResourceUse::default(),
@@ -399,6 +417,7 @@ impl State {
             }
         }
         self.snapshots.retain(|_, saved| saved.of != *name);
+        self.latest.remove(name);
         self.lives.entry(name.clone()).or_default().destroys += 1;
         self.destroyed.push_back(name.clone());
         while self.destroyed.len() > lives_kept {
@@ -409,6 +428,11 @@ impl State {
             }
         }
         true
+    }
+
+    /// Whether what was brought here as a guest's memory is one.
+    pub(crate) fn is_memory_whole(&self, memory: Option<&std::path::Path>) -> bool {
+        memory.and_then(|path| self.files.get(path)).is_none_or(|content| *content == guest_memory())
     }
 
     /// Whether the snapshot and all that it builds on are there.

@@ -7,10 +7,10 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use flames_error::Error;
 use flames_model::{SnapshotId, VmId};
-use flames_service::{RestoreSnapshot as Restore, SnapshotRef, codes};
+use flames_service::{NewSnapshot, NewSnapshotKind, RestoreSnapshot as Restore, SnapshotRef, codes};
 use flames_wire::{
-    CreateSnapshot, RestoreSnapshot, Snapshot, SnapshotList, SnapshotListQuery, SnapshotWaitQuery,
-    SnapshotWaitResult, Vm,
+    CreateSnapshot, RestoreSnapshot, Snapshot, SnapshotKind, SnapshotList, SnapshotListQuery,
+    SnapshotWaitQuery, SnapshotWaitResult, Vm,
 };
 use http::{HeaderValue, StatusCode, header};
 
@@ -27,7 +27,8 @@ const DEFAULT_MS: u64 = 10_000;
 /// Take a snapshot of a VM
 ///
 /// The VM must run or be paused. It stands still while its memory and its disk are saved on its host, and goes on while that is stored. The
-/// answer comes as soon as the wish is recorded; wait with `GET /v1/snapshots/{snapshot}/wait`.
+/// answer comes as soon as the wish is recorded; wait with `GET /v1/snapshots/{snapshot}/wait`. With the kind `diff` only what the memory has become
+/// since the newest ready snapshot of the present run is saved and stored; the snapshot is whole all the same, and does not need the other one.
 #[utoipa::path(post, path = "/v1/vms/{vm}/snapshots", tag = "snapshots",
     request_body(content = CreateSnapshot, description = "The snapshot to take."), responses(
     (status = 202, description = "It is recorded, or was under this idempotency key.", body = Snapshot,
@@ -41,8 +42,13 @@ pub(crate) async fn create_snapshot(
     body: Json<CreateSnapshot>,
 ) -> Answer<Response> {
     let mutation = change.with(&body.bytes);
-    let name = body.value.into_model()?;
-    let snapshot = api.service.create_snapshot(&caller, &vm, name, &mutation).await?;
+    let name = body.value.model_name()?;
+    let base = body.value.base.as_deref().map(SnapshotRef::parse).transpose();
+    let kind = match body.value.kind {
+        SnapshotKind::Full => NewSnapshotKind::Full,
+        SnapshotKind::Diff => NewSnapshotKind::Diff { base: base.map_err(|error| error.with_field("base"))? },
+    };
+    let snapshot = api.service.create_snapshot(&caller, &vm, NewSnapshot { name, kind }, &mutation).await?;
     let mut response = (StatusCode::ACCEPTED, JsonAnswer(Snapshot::from(&snapshot))).into_response();
     if let Ok(location) = HeaderValue::from_str(&format!("/v1/snapshots/{}", snapshot.id)) {
         response.headers_mut().insert(header::LOCATION, location);

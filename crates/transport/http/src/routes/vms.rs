@@ -6,7 +6,7 @@ use axum::response::Response;
 use flames_error::{Error, Result};
 use flames_model::{ControllerId, Labels, VmId};
 use flames_service::{CreateVm as NewVm, Mutation, Service, VmFilter, VmRef, VmView, codes};
-use flames_wire::{CreateVm, SetLabels, Vm, VmList, VmListQuery, parse_label_filter};
+use flames_wire::{CreateVm, Network, SetLabels, Vm, VmList, VmListQuery, parse_label_filter};
 use http::{HeaderValue, StatusCode, header};
 
 use super::{shown, vm_answer};
@@ -150,6 +150,28 @@ pub(crate) async fn set_labels(
         Labels::new(body.value.labels, "labels").map_err(|error| error.with_code(codes::INVALID_FIELD))?;
     changed(&api.service, change, &body.bytes, async |mutation| {
         api.service.set_labels(&caller, &vm, labels, mutation).await
+    })
+    .await
+}
+
+/// Replace a VM's network
+///
+/// What it may reach, and who may reach it, as a whole. A VM that runs or is paused is put under it at once by its host: what is not allowed any more
+/// is cut, connections that are open among it. `network.in_force` tells when that is so; wait with `GET /v1/vms/{vm}/wait?for=network`. On a host that
+/// cannot do that the VM must be stopped first. Any other VM has it from its next run on.
+#[utoipa::path(put, path = "/v1/vms/{vm}/network", tag = "vms", request_body(content = Network, description = "The new network."), responses(
+    (status = 202, description = "It is wanted.", body = Vm, headers(("ETag" = String, description = "The generation."))),
+))]
+pub(crate) async fn set_network(
+    State(api): State<Api>,
+    By(caller): By,
+    VmPath(vm): VmPath,
+    change: Change,
+    body: Json<Network>,
+) -> Answer<Response> {
+    let network = body.value.into_model()?;
+    changed(&api.service, change, &body.bytes, async |mutation| {
+        api.service.set_network(&caller, &vm, network, mutation).await
     })
     .await
 }

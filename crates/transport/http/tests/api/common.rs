@@ -207,6 +207,7 @@ pub(crate) async fn register(service: &Service) -> (ControllerId, flames_service
                 acceleration: "none".to_owned(),
                 pause: true,
                 snapshot: true,
+                diff_snapshot: true,
                 cpu: flames_model::CpuFacts {
                     vendor: "v".to_owned(),
                     model: "m".to_owned(),
@@ -214,6 +215,7 @@ pub(crate) async fn register(service: &Service) -> (ControllerId, flames_service
                 },
                 default_kernel: None,
                 network: Default::default(),
+                live_network: false,
             },
             address_block: None,
         })
@@ -248,6 +250,7 @@ pub(crate) async fn place_and_run(service: &Service, vm: &str) -> IncarnationId 
         reason: None,
         exit: None,
         endpoints: Vec::new(),
+        network: Default::default(),
         timeline: BTreeMap::from([(IncarnationState::Scheduled, now)]),
         created_at: now,
         released_at: None,
@@ -298,6 +301,7 @@ pub(crate) fn report(
         reason: None,
         exit,
         endpoints: Vec::new(),
+        network: Default::default(),
         timeline: BTreeMap::new(),
         released: false,
         purged: false,

@@ -133,6 +133,38 @@ async fn labels_are_replaced_and_lists_are_filtered_by_them_and_by_state_in_page
 }
 
 #[tokio::test]
+async fn a_network_is_replaced_as_a_whole_and_shown_with_whether_it_is_in_force() {
+    let harness = Harness::new();
+    let vm = harness.create("web").await;
+    assert_eq!(
+        vm["network"],
+        json!({"revision": 0, "applied_revision": null, "in_force": false, "reason": null})
+    );
+    let put = async |body: &str| harness.call("PUT", "/v1/vms/web/network", Some(body)).await;
+    let reply =
+        put(r#"{"egress":{"mode":"allow_list","domains":["pypi.org"]},"private_network":"team"}"#).await;
+    assert_eq!(reply.status, StatusCode::ACCEPTED, "{reply:?}");
+    assert_eq!(reply.headers["etag"], "\"2\"");
+    assert_eq!(reply.json["network"]["revision"], 1);
+    assert_eq!(reply.json["spec"]["network"]["egress"]["domains"], json!(["pypi.org"]));
+    let reply = put(r#"{"egress":{"mode":"allow"}}"#).await;
+    assert_eq!(reply.json["spec"]["network"]["private_network"], json!(null));
+    put(r#"{"egress":{"mode":"allow_list"}}"#)
+        .await
+        .refused(400, "INVALID_FIELD")
+        .field("spec.network.egress");
+    put(r#"{"egres":{}}"#).await.refused(400, "INVALID_FIELD");
+
+    place_and_run(&harness.service, vm["id"].as_str().unwrap()).await;
+    put("{}").await.refused(422, "NETWORK_NOT_CHANGEABLE").field("spec.network");
+    // The host says that its machine is under the first one.
+    let shown = harness.call("GET", "/v1/vms/web", None).await.json["network"].clone();
+    assert_eq!(shown, json!({"revision": 2, "applied_revision": 0, "in_force": false, "reason": null}));
+    let waited = harness.call("GET", "/v1/vms/web/wait?for=network&timeout_ms=1", None).await;
+    assert_eq!((waited.status, &waited.json["reached"]), (StatusCode::OK, &json!(false)));
+}
+
+#[tokio::test]
 async fn a_filter_that_cannot_be_read_names_its_parameter() {
     let harness = Harness::new();
     for (query, field) in [

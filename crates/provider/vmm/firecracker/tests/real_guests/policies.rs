@@ -1,63 +1,10 @@
 //! Policies of guests that run. The host of the networks is a namespace of the test's own.
 
-use std::path::Path;
-use std::process::Command;
-
 use flames_error::ErrorKind;
-use flames_vmm::{Bandwidth, Egress, IncarnationName, NetworkPolicy, Phase, Update, VmDriver};
-use flames_vmm_firecracker::FirecrackerConfig;
+use flames_vmm::{Bandwidth, Egress, NetworkPolicy, Phase, Update, VmDriver};
 
+use crate::support::world::{World, admits_all, rules};
 use crate::support::{Host, ask, base, driver_of, name, phase, running, talk};
-
-/// A network namespace that ends with this.
-struct World(String);
-
-impl World {
-    fn new(host: &Host) -> Self {
-        let world = Self(format!("w{}", host.cluster));
-        ip(&["netns", "add", &world.0]);
-        world
-    }
-
-    fn config(&self, host: &Host) -> FirecrackerConfig {
-        let mut config = base::with_network(host.config());
-        config.network.as_mut().unwrap().host_namespace = Some(Path::new("/run/netns").join(&self.0));
-        config
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
-    }
-}
-
-fn ip(words: &[&str]) -> String {
-    let output = Command::new("ip").args(words).output().unwrap();
-    assert!(output.status.success(), "ip {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// What the machine's own namespace admits.
-fn rules(host: &Host, incarnation: &IncarnationName) -> String {
-    let namespace = format!("flames-{}-{incarnation}", host.cluster);
-    ip(&[
-        "netns",
-        "exec",
-        &namespace,
-        "nft",
-        "list",
-        "chain",
-        "inet",
-        &format!("flames-{}", host.cluster),
-        "egress",
-    ])
-}
-
-/// Whether it admits whatever is public.
-fn admits_all(rules: &str) -> bool {
-    rules.lines().any(|rule| rule.trim().starts_with("meta nfproto ipv4 ct mark set"))
-}
 
 fn allow() -> NetworkPolicy {
     NetworkPolicy {
@@ -68,40 +15,40 @@ fn allow() -> NetworkPolicy {
 }
 
 pub(crate) async fn a_policy_is_replaced_while_its_guest_runs_and_outlives_the_driver(host: &Host) {
-    let world = World::new(host);
-    let driver = driver_of(world.config(host));
+    let world = World::new(&host.cluster);
+    let driver = driver_of(world.networked(host.config()));
     let incarnation = name("inc_policy");
     driver.prepare(&incarnation, &base::networked_spec(3)).await.unwrap();
     driver.start(&incarnation, base::networked(), false).await.unwrap();
     let mut stream = talk(&driver, &incarnation).await;
-    assert!(!admits_all(&rules(host, &incarnation)));
+    assert!(!admits_all(&rules(&host.cluster, &incarnation)));
     for _ in 0..2 {
         driver.update(&incarnation, &Update::Network(allow())).await.unwrap();
-        assert!(admits_all(&rules(host, &incarnation)));
+        assert!(admits_all(&rules(&host.cluster, &incarnation)));
     }
     assert_eq!(ask(&mut stream, "still there?").await, "still there?");
     drop((stream, driver));
     // As somebody else would leave it: what adopts the machine puts it under the policy that it was put under last.
-    let driver = driver_of(world.config(host));
+    let driver = driver_of(world.networked(host.config()));
     driver.adopt().await.unwrap();
     assert_eq!(phase(&driver, &incarnation).await, Phase::Running);
-    assert!(admits_all(&rules(host, &incarnation)));
+    assert!(admits_all(&rules(&host.cluster, &incarnation)));
     driver.prepare(&incarnation, &base::networked_spec(3)).await.unwrap();
     driver.pause(&incarnation).await.unwrap();
     driver.update(&incarnation, &Update::Network(NetworkPolicy::default())).await.unwrap();
-    assert!(!admits_all(&rules(host, &incarnation)));
+    assert!(!admits_all(&rules(&host.cluster, &incarnation)));
     assert_eq!(phase(&driver, &incarnation).await, Phase::Paused);
     driver.destroy(&incarnation).await.unwrap();
 }
 
 pub(crate) async fn a_policy_that_cannot_be_changes_nothing(host: &Host) {
-    let world = World::new(host);
-    let driver = driver_of(world.config(host));
+    let world = World::new(&host.cluster);
+    let driver = driver_of(world.networked(host.config()));
     let (networked, plain) = (name("inc_networked"), name("inc_plain"));
     driver.prepare(&networked, &base::networked_spec(4)).await.unwrap();
     driver.start(&networked, base::networked(), false).await.unwrap();
     running(&driver, &plain).await;
-    let before = rules(host, &networked);
+    let before = rules(&host.cluster, &networked);
     let range = |text: &str| (text.parse().unwrap(), 16);
     let wrong = [
         NetworkPolicy {
@@ -117,7 +64,7 @@ pub(crate) async fn a_policy_that_cannot_be_changes_nothing(host: &Host) {
     }
     let error = driver.update(&plain, &Update::Network(allow())).await.unwrap_err();
     assert_eq!((error.kind(), error.field()), (ErrorKind::InvalidInput, Some("network")));
-    assert_eq!(rules(host, &networked), before);
+    assert_eq!(rules(&host.cluster, &networked), before);
     for incarnation in [networked, plain] {
         assert_eq!(phase(&driver, &incarnation).await, Phase::Running);
         driver.destroy(&incarnation).await.unwrap();

@@ -17,6 +17,7 @@ use flames_vmm_firecracker::{Blocks, ClusterName, FirecrackerConfig, NetworkConf
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::world::World;
 use super::{Host, driver_of, guest, made_once, name, scratch, spec};
 
 /// How long a boot may take, on a busy host too.
@@ -70,6 +71,15 @@ pub(crate) fn make_plain() {
 /// As [`make_plain`], with a tap: in a network namespace of the caller's own.
 pub(crate) fn make_networked() {
     make(&folder("networked"), &networked_spec(0), with_network);
+}
+
+/// As [`make_networked`], for a process that shares its network namespace with others: the host of the network is another.
+pub(crate) fn make_networked_apart() {
+    let folder = folder("networked");
+    if !folder.exists() {
+        let world = World::new(&Host::new().cluster);
+        make(&folder, &networked_spec(0), |config| world.networked(config));
+    }
 }
 
 fn make(folder: &Path, spec: &MachineSpec, configure: impl FnOnce(FirecrackerConfig) -> FirecrackerConfig) {

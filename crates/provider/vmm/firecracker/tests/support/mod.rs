@@ -4,6 +4,7 @@
 pub(crate) mod base;
 pub(crate) mod guest;
 pub(crate) mod traces;
+pub(crate) mod world;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
