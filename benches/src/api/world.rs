@@ -248,6 +248,7 @@ async fn add_stopped_vm(service: &Service, id: VmId) -> Result<()> {
         restored_from: None,
         disk: None,
         restarts: 0,
+        network_revision: 0,
         unplaced: None,
         deadline: None,
         created_at: now,
