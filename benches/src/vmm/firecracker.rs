@@ -117,7 +117,7 @@ impl Firecracker {
         ours.boot_and_save(folder.path()).await?;
         let saved = ours.saved.clone().context("nothing was saved")?;
         let mut taps = Vec::new();
-        for number in 0..super::AT_ONCE.into_iter().max().unwrap_or(1) {
+        for number in 0..super::MOST_AT_ONCE {
             let name = format!("flb{}hand{number}", std::process::id());
             let user = USERS.first_user + USERS.count + u32::try_from(number)?;
             let path = namespaces.add(name.clone())?;

@@ -28,7 +28,9 @@ use crate::measure::{Samples, median};
 use crate::report::{Bar, Figure, Report, Row, Section, Side};
 
 /// How many machines are worked on at once, by turns.
-const AT_ONCE: [usize; 3] = [1, 10, 20];
+const AT_ONCE: [u32; 3] = [1, 10, 20];
+/// The most of them.
+const MOST_AT_ONCE: usize = 20;
 /// More guests that are saved at once measure the disk alone.
 const MOST_SAVED: usize = 10;
 /// The bars of a driver, in milliseconds and bytes: from the receipt of an assignment to `InstanceStart` with everything made, and what the
@@ -75,6 +77,13 @@ pub(crate) struct VmmArguments {
     /// The guests' memory.
     #[arg(long, default_value_t = 96)]
     memory_mib: u64,
+    /// How many machines at once; the bars need 1 and 20.
+    #[arg(long, value_name = "COUNTS", value_delimiter = ',', default_values_t = AT_ONCE,
+          value_parser = clap::value_parser!(u32).range(1..=20))]
+    at_once: Vec<u32>,
+    /// Measures starts and loads, and leaves out what comes after them.
+    #[arg(long)]
+    only_starts: bool,
     /// Where machines and snapshots are kept meanwhile; one file system holds all of it.
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
@@ -161,14 +170,15 @@ async fn measure(
         .iter()
         .map(|title| Section { title: (*title).to_owned(), key: "at once", rows: Vec::new() })
         .collect();
-    for at_once in AT_ONCE {
+    for at_once in &arguments.at_once {
+        let at_once = usize::try_from(*at_once)?;
         let turns = if at_once == 1 { arguments.rounds } else { arguments.crowds };
         let (mut of_ours, mut of_hand) = (Life::default(), Life::default());
         for turn in 0..turns {
             for is_ours in if turn % 2 == 0 { [true, false] } else { [false, true] } {
                 match (is_ours, by_hand) {
-                    (true, _) => live(ours, at_once, &mut of_ours).await?,
-                    (false, Some(hand)) => live(hand, at_once, &mut of_hand).await?,
+                    (true, _) => live(ours, at_once, arguments.only_starts, &mut of_ours).await?,
+                    (false, Some(hand)) => live(hand, at_once, arguments.only_starts, &mut of_hand).await?,
                     (false, None) => {}
                 }
             }
@@ -204,7 +214,12 @@ async fn measure(
 const SETTLED: Duration = Duration::from_millis(300);
 
 /// The life of so many machines at once, each step after all have done the one before.
-async fn live<M: Machines + 'static>(machines: &Arc<M>, at_once: usize, life: &mut Life) -> Result<()> {
+async fn live<M: Machines + 'static>(
+    machines: &Arc<M>,
+    at_once: usize,
+    only_starts: bool,
+    life: &mut Life,
+) -> Result<()> {
     let [issued, started, load_issued, restored, answered, pause, snapshot, resume, end] = life;
     let starts = all(machines, at_once, |machines, number| async move { machines.start(number).await });
     for [until_issued, until_answered] in starts.await? {
@@ -219,6 +234,12 @@ async fn live<M: Machines + 'static>(machines: &Arc<M>, at_once: usize, life: &m
         known(load_issued, until_issued);
         known(restored, until_it_runs);
         known(answered, until_answered);
+    }
+    if only_starts {
+        let took = timed(machines, at_once, |machines, number| async move { machines.end(number).await });
+        end.extend(took.await?);
+        tokio::time::sleep(SETTLED).await;
+        return Ok(());
     }
     let took = timed(machines, at_once, |machines, number| async move { machines.pause(number).await });
     pause.extend(took.await?);
@@ -324,6 +345,8 @@ mod tests {
             cpu_template: None,
             kernel_arguments: String::new(),
             memory_mib: 96,
+            at_once: AT_ONCE.to_vec(),
+            only_starts: false,
             folder: None,
         };
         let report = run(&arguments).unwrap();
