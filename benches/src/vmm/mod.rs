@@ -81,6 +81,9 @@ pub(crate) struct VmmArguments {
     #[arg(long, value_name = "COUNTS", value_delimiter = ',', default_values_t = AT_ONCE,
           value_parser = clap::value_parser!(u32).range(1..=20))]
     at_once: Vec<u32>,
+    /// How many monitors of Firecracker the driver keeps waiting; each start and each load of the driver's begins when they are there. 0: none.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=256))]
+    spares: u32,
     /// Measures starts and loads, and leaves out what comes after them.
     #[arg(long)]
     only_starts: bool,
@@ -92,6 +95,10 @@ pub(crate) struct VmmArguments {
 /// One way of having machines, each with a number of its own from 0 on.
 #[async_trait]
 pub(crate) trait Machines: Send + Sync {
+    /// Returns when what is made ahead is there; see `--spares`.
+    async fn get_ready(&self) -> Result<()> {
+        Ok(())
+    }
     /// From nothing to `InstanceStart`: until it is issued, and until it is answered. The guest is paused then.
     async fn start(&self, number: usize) -> Result<[Duration; 2]>;
     /// From nothing until the load is issued, until the guest runs, and until its agent answers. Zero where that cannot be known.
@@ -221,6 +228,7 @@ async fn live<M: Machines + 'static>(
     life: &mut Life,
 ) -> Result<()> {
     let [issued, started, load_issued, restored, answered, pause, snapshot, resume, end] = life;
+    machines.get_ready().await?;
     let starts = all(machines, at_once, |machines, number| async move { machines.start(number).await });
     for [until_issued, until_answered] in starts.await? {
         known(issued, until_issued);
@@ -229,6 +237,7 @@ async fn live<M: Machines + 'static>(
     // Of a guest that has not yet come up; what is ended below has.
     timed(machines, at_once, |machines, number| async move { machines.end(number).await }).await?;
     tokio::time::sleep(SETTLED).await;
+    machines.get_ready().await?;
     let restores = all(machines, at_once, |machines, number| async move { machines.restore(number).await });
     for [until_issued, until_it_runs, until_answered] in restores.await? {
         known(load_issued, until_issued);
@@ -347,6 +356,7 @@ mod tests {
             memory_mib: 96,
             at_once: AT_ONCE.to_vec(),
             only_starts: false,
+            spares: 0,
             folder: None,
         };
         let report = run(&arguments).unwrap();
