@@ -142,7 +142,7 @@ pub(crate) fn run(arguments: &VmmArguments) -> Result<Report> {
                 measured
             }
             Kind::Qemu => {
-                let ours = others::qemu(arguments).await?;
+                let (ours, _folder) = others::qemu(arguments).await?;
                 measure(arguments, &ours, None, began).await
             }
             Kind::Simulated => measure(arguments, &others::simulated(arguments)?, None, began).await,
