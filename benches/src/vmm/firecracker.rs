@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,13 +20,14 @@ use super::hand::{ByHand, Machine};
 use super::ours::Ours;
 
 /// The driver's users; those of the hand are behind them.
-const USERS: SlotRange = SlotRange { first_user: 3_100_000, count: 64 };
+const USERS: SlotRange = SlotRange { first_user: 3_100_000, count: 512 };
 const PARENT_GROUP: &str = "flames-bench";
 
 pub(super) struct Firecracker {
     pub(super) ours: Arc<Ours>,
     pub(super) by_hand: Arc<ByHand>,
     cluster: String,
+    driver: Weak<FirecrackerDriver>,
     // Last: what works in it is gone by then.
     namespaces: Namespaces,
     _folder: TempDir,
@@ -110,14 +111,22 @@ impl Firecracker {
             cpu_template: config.cpu_template.clone(),
             identity: identity.clone(),
         };
+        let spares = usize::try_from(arguments.spares)?;
+        config.spare_monitors = spares;
         let driver = FirecrackerDriver::new(config, Arc::new(SystemClock::new()), Arc::new(SystemRandom))?;
+        let driver = Arc::new(driver);
         let spec = move |number| MachineSpec { network: tap(number), ..plain.clone() };
-        let mut ours = Ours::new(Arc::new(driver), Some(identity), spec);
+        let known = Arc::downgrade(&driver);
+        let counted = Weak::clone(&known);
+        let mut ours = Ours::new(driver, Some(identity), spec);
+        let waiting = move || counted.upgrade().map_or(0, |driver| driver.waiting_spares());
+        ours.spares =
+            (spares > 0).then(|| (Box::new(waiting) as Box<dyn Fn() -> usize + Send + Sync>, spares));
         ours.issued = issued;
         ours.boot_and_save(folder.path()).await?;
         let saved = ours.saved.clone().context("nothing was saved")?;
         let mut taps = Vec::new();
-        for number in 0..super::AT_ONCE.into_iter().max().unwrap_or(1) {
+        for number in 0..super::MOST_AT_ONCE {
             let name = format!("flb{}hand{number}", std::process::id());
             let user = USERS.first_user + USERS.count + u32::try_from(number)?;
             let path = namespaces.add(name.clone())?;
@@ -126,13 +135,16 @@ impl Firecracker {
             taps.push((path, user));
         }
         let by_hand = Arc::new(ByHand::new(folder.path().join("hand"), machine, saved, taps)?);
-        Ok(Self { ours: Arc::new(ours), by_hand, cluster, namespaces, _folder: folder })
+        Ok(Self { ours: Arc::new(ours), by_hand, cluster, driver: known, namespaces, _folder: folder })
     }
 
     /// Ends what a measurement that failed has left, and takes away what was made for the run.
     pub(super) async fn close(self) -> Result<()> {
         for found in self.ours.driver.adopt().await? {
             self.ours.driver.destroy(&found.incarnation).await?;
+        }
+        if let Some(driver) = self.driver.upgrade() {
+            driver.remove_spares().await;
         }
         drop((self.ours, self.by_hand));
         let roots = std::fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path());

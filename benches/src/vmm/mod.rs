@@ -28,7 +28,9 @@ use crate::measure::{Samples, median};
 use crate::report::{Bar, Figure, Report, Row, Section, Side};
 
 /// How many machines are worked on at once, by turns.
-const AT_ONCE: [usize; 3] = [1, 10, 20];
+const AT_ONCE: [u32; 3] = [1, 10, 20];
+/// The most of them.
+const MOST_AT_ONCE: usize = 20;
 /// More guests that are saved at once measure the disk alone.
 const MOST_SAVED: usize = 10;
 /// The bars of a driver, in milliseconds and bytes: from the receipt of an assignment to `InstanceStart` with everything made, and what the
@@ -75,6 +77,16 @@ pub(crate) struct VmmArguments {
     /// The guests' memory.
     #[arg(long, default_value_t = 96)]
     memory_mib: u64,
+    /// How many machines at once; the bars need 1 and 20.
+    #[arg(long, value_name = "COUNTS", value_delimiter = ',', default_values_t = AT_ONCE,
+          value_parser = clap::value_parser!(u32).range(1..=20))]
+    at_once: Vec<u32>,
+    /// How many monitors of Firecracker the driver keeps waiting; each start and each load of the driver's begins when they are there. 0: none.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=256))]
+    spares: u32,
+    /// Measures starts and loads, and leaves out what comes after them.
+    #[arg(long)]
+    only_starts: bool,
     /// Where machines and snapshots are kept meanwhile; one file system holds all of it.
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
@@ -83,6 +95,10 @@ pub(crate) struct VmmArguments {
 /// One way of having machines, each with a number of its own from 0 on.
 #[async_trait]
 pub(crate) trait Machines: Send + Sync {
+    /// Returns when what is made ahead is there; see `--spares`.
+    async fn get_ready(&self) -> Result<()> {
+        Ok(())
+    }
     /// From nothing to `InstanceStart`: until it is issued, and until it is answered. The guest is paused then.
     async fn start(&self, number: usize) -> Result<[Duration; 2]>;
     /// From nothing until the load is issued, until the guest runs, and until its agent answers. Zero where that cannot be known.
@@ -126,7 +142,7 @@ pub(crate) fn run(arguments: &VmmArguments) -> Result<Report> {
                 measured
             }
             Kind::Qemu => {
-                let ours = others::qemu(arguments).await?;
+                let (ours, _folder) = others::qemu(arguments).await?;
                 measure(arguments, &ours, None, began).await
             }
             Kind::Simulated => measure(arguments, &others::simulated(arguments)?, None, began).await,
@@ -161,14 +177,15 @@ async fn measure(
         .iter()
         .map(|title| Section { title: (*title).to_owned(), key: "at once", rows: Vec::new() })
         .collect();
-    for at_once in AT_ONCE {
+    for at_once in &arguments.at_once {
+        let at_once = usize::try_from(*at_once)?;
         let turns = if at_once == 1 { arguments.rounds } else { arguments.crowds };
         let (mut of_ours, mut of_hand) = (Life::default(), Life::default());
         for turn in 0..turns {
             for is_ours in if turn % 2 == 0 { [true, false] } else { [false, true] } {
                 match (is_ours, by_hand) {
-                    (true, _) => live(ours, at_once, &mut of_ours).await?,
-                    (false, Some(hand)) => live(hand, at_once, &mut of_hand).await?,
+                    (true, _) => live(ours, at_once, arguments.only_starts, &mut of_ours).await?,
+                    (false, Some(hand)) => live(hand, at_once, arguments.only_starts, &mut of_hand).await?,
                     (false, None) => {}
                 }
             }
@@ -204,8 +221,14 @@ async fn measure(
 const SETTLED: Duration = Duration::from_millis(300);
 
 /// The life of so many machines at once, each step after all have done the one before.
-async fn live<M: Machines + 'static>(machines: &Arc<M>, at_once: usize, life: &mut Life) -> Result<()> {
+async fn live<M: Machines + 'static>(
+    machines: &Arc<M>,
+    at_once: usize,
+    only_starts: bool,
+    life: &mut Life,
+) -> Result<()> {
     let [issued, started, load_issued, restored, answered, pause, snapshot, resume, end] = life;
+    machines.get_ready().await?;
     let starts = all(machines, at_once, |machines, number| async move { machines.start(number).await });
     for [until_issued, until_answered] in starts.await? {
         known(issued, until_issued);
@@ -214,11 +237,18 @@ async fn live<M: Machines + 'static>(machines: &Arc<M>, at_once: usize, life: &m
     // Of a guest that has not yet come up; what is ended below has.
     timed(machines, at_once, |machines, number| async move { machines.end(number).await }).await?;
     tokio::time::sleep(SETTLED).await;
+    machines.get_ready().await?;
     let restores = all(machines, at_once, |machines, number| async move { machines.restore(number).await });
     for [until_issued, until_it_runs, until_answered] in restores.await? {
         known(load_issued, until_issued);
         known(restored, until_it_runs);
         known(answered, until_answered);
+    }
+    if only_starts {
+        let took = timed(machines, at_once, |machines, number| async move { machines.end(number).await });
+        end.extend(took.await?);
+        tokio::time::sleep(SETTLED).await;
+        return Ok(());
     }
     let took = timed(machines, at_once, |machines, number| async move { machines.pause(number).await });
     pause.extend(took.await?);
@@ -324,6 +354,9 @@ mod tests {
             cpu_template: None,
             kernel_arguments: String::new(),
             memory_mib: 96,
+            at_once: AT_ONCE.to_vec(),
+            only_starts: false,
+            spares: 0,
             folder: None,
         };
         let report = run(&arguments).unwrap();

@@ -9,6 +9,7 @@ use flames_guest_protocol::{AgentKey, GuestConfig, Identity};
 use flames_image::initramfs::{Initramfs, Packing};
 use flames_vmm::{BootSource, MachineSpec, NetworkSpec, SecretBytes};
 use flames_vmm_simulated::{SimulatedConfig, SimulatedDriver, SimulatedHost};
+use tempfile::TempDir;
 
 use super::VmmArguments;
 use super::ours::{Ours, readable};
@@ -44,15 +45,15 @@ pub(super) fn guest(arguments: &VmmArguments, folder: &Path) -> Result<(MachineS
     Ok((spec, identity))
 }
 
-pub(super) async fn qemu(arguments: &VmmArguments) -> Result<Arc<Ours>> {
-    // Stays until the end of the process: its machines are gone by then.
-    let folder = super::firecracker::folder(arguments)?.keep();
-    let (spec, identity) = guest(arguments, &folder)?;
-    let config = flames_vmm_qemu::QemuConfig::new(folder.join("machines"));
+/// With the folder that its machines are in, which ends after them.
+pub(super) async fn qemu(arguments: &VmmArguments) -> Result<(Arc<Ours>, TempDir)> {
+    let folder = super::firecracker::folder(arguments)?;
+    let (spec, identity) = guest(arguments, folder.path())?;
+    let config = flames_vmm_qemu::QemuConfig::new(folder.path().join("machines"));
     let driver = flames_vmm_qemu::QemuDriver::new(config, Arc::new(SystemClock::new()))?;
     let mut ours = Ours::new(Arc::new(driver), Some(identity), move |_| spec.clone());
-    ours.boot_and_save(&folder).await?;
-    Ok(Arc::new(ours))
+    ours.boot_and_save(folder.path()).await?;
+    Ok((Arc::new(ours), folder))
 }
 
 pub(super) fn simulated(arguments: &VmmArguments) -> Result<Arc<Ours>> {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use async_trait::async_trait;
 use flames_guest_protocol::{AgentClient, ConnectOptions, Identity};
 use flames_vmm::{
@@ -28,6 +28,8 @@ pub(crate) struct Ours {
     pub(super) identity: Option<Identity>,
     /// When the driver issued the start, or the load, of each machine.
     pub(super) issued: Arc<Mutex<HashMap<IncarnationName, Instant>>>,
+    /// How many of what the driver makes ahead are there, and how many it shall have; none where it makes nothing ahead.
+    pub(super) spares: Option<(Box<dyn Fn() -> usize + Send + Sync>, usize)>,
     names: Mutex<HashMap<usize, IncarnationName>>,
     made: AtomicU64,
 }
@@ -44,6 +46,7 @@ impl Ours {
             saved: None,
             identity,
             issued: Arc::default(),
+            spares: None,
             names: Mutex::default(),
             made: AtomicU64::new(0),
         }
@@ -121,6 +124,16 @@ pub(super) fn readable(path: &std::path::Path) -> Result<()> {
 
 #[async_trait]
 impl Machines for Ours {
+    async fn get_ready(&self) -> Result<()> {
+        let Some((waiting, wanted)) = &self.spares else { return Ok(()) };
+        let began = Instant::now();
+        while waiting() < *wanted {
+            ensure!(began.elapsed() < PATIENCE, "the driver does not make its spares");
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
     async fn start(&self, number: usize) -> Result<[Duration; 2]> {
         let (name, spec) = (self.named(number)?, (self.spec)(number));
         let began = Instant::now();

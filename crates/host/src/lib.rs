@@ -10,6 +10,7 @@ pub mod console;
 pub mod files;
 pub mod process;
 mod spawn;
+mod vfork;
 
 use flames_error::{Error, Result};
 

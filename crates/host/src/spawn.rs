@@ -1,18 +1,19 @@
 //! Starting a process that outlives us, confined before it runs its first instruction.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::iter;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::{PoisonError, RwLock};
 
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::UnshareFlags;
+
+use crate::vfork::{self, Image};
 
 /// What to start.
 #[derive(Debug)]
@@ -89,7 +90,7 @@ impl Confinement {
             rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
         }
         if !self.mounts.is_empty() {
-            // SAFETY: only `UnshareFlags::FILES` can take descriptors away from other threads; and there is one thread after a fork.
+            // SAFETY: only `UnshareFlags::FILES` can take descriptors away from other threads; and the child has one thread.
             #[allow(unsafe_code)]
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
             let propagation = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -116,40 +117,44 @@ pub fn forking<T>(start: impl FnOnce() -> T) -> T {
     start()
 }
 
-/// Starts a process in a session of its own, without a terminal, so that neither our end nor a Ctrl-C reaches it. Blocks for as
-/// long as fork and exec take.
+/// Starts a process in a session of its own, without a terminal, so that neither our end nor a Ctrl-C reaches it. Its environment is empty
+/// and its folder is `/`. Blocks until it has become its program.
+///
+/// Errors: those of the confinement and of execve(2); `InvalidInput` for a word with a zero byte. No process is left then.
 pub fn spawn_detached(program: Program<'_>) -> io::Result<u32> {
-    let inherited: Vec<RawFd> = program.inherited.iter().map(AsRawFd::as_raw_fd).collect();
-    let stdio = |file: Option<File>| file.map_or_else(Stdio::null, Stdio::from);
-    let mut command = Command::new(program.binary);
-    command
-        .args(program.arguments)
-        .env_clear()
-        .current_dir("/")
-        .stdin(stdio(program.input))
-        .stdout(stdio(program.output))
-        .stderr(program.errors);
-    let confinement = program.confinement;
-    let prepare = move || {
+    let word = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
+    let binary = word(program.binary.as_os_str())?;
+    let words: Vec<CString> =
+        program.arguments.iter().map(|argument| word(argument)).collect::<Result<_, _>>()?;
+    let arguments: Vec<&CStr> = iter::once(&*binary).chain(words.iter().map(|word| &**word)).collect();
+    let nothing = || File::options().read(true).write(true).open("/dev/null");
+    let open = |file: Option<File>| match file {
+        Some(file) => above_standard(&file),
+        None => above_standard(&nothing()?),
+    };
+    let standard = [open(program.input)?, open(program.output)?, open(Some(program.errors))?];
+    let (confinement, inherited) = (&program.confinement, program.inherited);
+    let prepare = || {
         rustix::process::setsid()?;
         confinement.enter()?;
-        for number in &inherited {
-            // SAFETY: the descriptors are owned by `program`, which lives until `spawn` has returned; the child has copies.
-            #[allow(unsafe_code)]
-            let descriptor = unsafe { std::os::fd::BorrowedFd::borrow_raw(*number) };
+        for descriptor in inherited {
             rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
         }
         Ok(())
     };
-    // SAFETY: between fork and exec only system calls are made, through wrappers that neither allocate nor lock, on values that were
-    // allocated before the fork.
-    #[allow(unsafe_code)]
-    unsafe {
-        command.pre_exec(prepare);
-    }
-    let child = forking(|| command.spawn())?;
-    // The `Child` is let go without a wait: the process is followed, and reaped, through its pidfd.
-    Ok(child.id())
+    let image = Image {
+        binary: &binary,
+        arguments: &arguments,
+        standard: standard.each_ref().map(AsRawFd::as_raw_fd),
+        prepare: &prepare,
+    };
+    // The process is not waited for here: it is followed, and reaped, through its pidfd.
+    forking(|| vfork::spawn(&image))
+}
+
+/// The same open file under a number that is none of the three standard ones, which the child gives away one after the other.
+fn above_standard(file: &File) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(file, 3)?)
 }
 
 /// A pipe of the kernel with a name: what is written while nobody reads is kept up to its capacity (64 KiB, pipe(7)) and then

@@ -101,6 +101,19 @@ impl Placed {
             .map_err(|error| failed("a path cannot be mounted", error))
     }
 
+    /// What [`place`] is about to do with a file that will belong to the microVM; none for the others. Errors: those of [`place`].
+    pub(crate) fn to_be_given(artefact: &Artefact) -> Result<Option<Self>> {
+        let Artefact::Owned { source, inside } = artefact else { return Ok(None) };
+        let metadata = open_source(source)?.1;
+        Ok(Some(Self {
+            inside: inside.clone(),
+            way: Way::Linked,
+            source: Some(source.clone()),
+            is_writable: true,
+            given: Some((metadata.dev(), metadata.ino())),
+        }))
+    }
+
     /// Makes a file that was the microVM's root's again, under whichever of its two names it still is. Nothing else is touched: the VMM
     /// may have put another file in its place.
     pub(crate) fn give_back(&self, chroot: Option<&Chroot>) -> io::Result<()> {

@@ -46,7 +46,7 @@ pub(crate) fn build(
     let user = record.slot.user.to_string();
     let mut words: Vec<OsString> = Vec::with_capacity(24 + arguments.len());
     let mut pair = |flag: &str, value: OsString| words.extend([flag.into(), value]);
-    pair("--id", record.incarnation.id().into());
+    pair("--id", record.started_name().id().into());
     pair("--exec-file", record.firecracker.clone().into());
     pair("--uid", user.clone().into());
     pair("--gid", user.into());
@@ -77,6 +77,7 @@ mod tests {
             schema: 1,
             cluster: "clu".into(),
             incarnation: JailName::new("inc_1").unwrap(),
+            started_as: None,
             slot: Slot { index: 3, user: 2_000_003 },
             firecracker: "/opt/firecracker".into(),
             spec: JailSpec { largest_file: Some(1 << 30), ..JailSpec::default() },

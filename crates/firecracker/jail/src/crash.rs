@@ -57,10 +57,14 @@ mod tests {
 
         /// Without root, everything is our own user's; what needs another one is left out.
         fn open(&self) -> Jails {
+            // It ends at once, whatever it is told.
+            self.open_with(Path::new("/bin/false"))
+        }
+
+        fn open_with(&self, jailer: &Path) -> Jails {
             let first_user = if self.is_root { 2_100_000 } else { rustix::process::geteuid().as_raw() };
             let config = JailConfig {
-                // It ends at once, whatever it is told.
-                jailer: "/bin/false".into(),
+                jailer: jailer.to_owned(),
                 firecracker: "/bin/true".into(),
                 users: SlotRange { first_user, count: if self.is_root { 4 } else { 1 } },
                 ..JailConfig::new(self.folder.path().join("jails"), "clu")
@@ -102,7 +106,7 @@ mod tests {
     fn live(host: &Host, name: &JailName) {
         let jails = host.open();
         let jail = jails.create_now(name, host.spec()).unwrap();
-        let vmm = jail.start_now(&Launch::default()).unwrap();
+        let vmm = jail.start_now(&Launch::default(), false).unwrap();
         while vmm.process.is_alive() {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -131,6 +135,7 @@ mod tests {
                     assert_eq!(slots.get(&name), Some(&jail.slot()), "step {step}: its slot is its own");
                     match state {
                         State::Prepared => "prepared",
+                        State::Waiting(_) => panic!("step {step}: nobody asked for a process that waits"),
                         State::Unfinished(_) => "unfinished",
                         State::Started(_) | State::Gone => "started",
                         State::Damaged(error) => panic!("step {step}: {error:?}"),
@@ -153,5 +158,74 @@ mod tests {
             }
         }
         assert!(["nothing", "prepared", "started"].iter().all(|state| states.contains(state)), "{states:?}");
+    }
+
+    /// A jailer that stands there, with what it was told on its command line.
+    fn waits(host: &Host) -> std::path::PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let path = host.folder.path().join("jailer");
+        // A pipe that nobody writes to.
+        drop(flames_host::process::open_bounded_pipe(&host.folder.path().join("jailer.pipe")).unwrap());
+        std::fs::write(&path, "#!/bin/sh\nread nothing <\"$0.pipe\"\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_controller_killed_while_it_gives_a_spare_away_leaves_one_jail_or_the_other() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let _within = runtime.enter();
+        let (spare, name) = (JailName::of_spare(7), JailName::new("inc_1").unwrap());
+        assert!(spare.is_spare() && !name.is_spare());
+        let mut states = std::collections::BTreeSet::new();
+        for step in 0.. {
+            let host = Host::new();
+            let jailer = waits(&host);
+            let done = killed_at(step, || {
+                let jails = host.open_with(&jailer);
+                let jail = jails.create_now(&spare, JailSpec::default()).unwrap();
+                jail.start_now(&Launch::default(), true).unwrap();
+                // Nobody is given one that has not answered, and until it is its program it cannot be known by its words.
+                while !matches!(jails.find_now(&spare).unwrap().unwrap().state, State::Waiting(_)) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                let given = jail.give_now(&name, host.spec()).unwrap();
+                let found = jails.find_now(&name).unwrap().unwrap();
+                let State::Waiting(process) = found.state else { panic!("{found:?}") };
+                let identity = process.identity();
+                assert_eq!(given.take_waiting(process).unwrap().process.identity(), identity);
+            });
+            let jails = host.open_with(&jailer);
+            let found = jails.scan_now().unwrap();
+            assert!(found.len() <= 1, "step {step}: {found:?}");
+            assert_eq!(jails.shared.slots.all().unwrap().len(), found.len(), "step {step}");
+            for Found { name: whose, jail, state } in found {
+                states.insert(format!(
+                    "{} {}",
+                    whose.is_spare(),
+                    match (&jail, &state) {
+                        (_, State::Damaged(_)) => "half given",
+                        (_, State::Waiting(process)) => {
+                            assert!(process.is_alive());
+                            "waits"
+                        }
+                        (_, State::Started(_)) => "started",
+                        _ => "none",
+                    }
+                ));
+                if jail.is_some() {
+                    assert!(jails.shared.slots.all().unwrap().contains_key(&whose), "step {step}");
+                }
+                runtime.block_on(jails.remove(&whose)).unwrap();
+            }
+            assert!(jails.scan_now().unwrap().is_empty());
+            host.assert_clean(step);
+            if done.is_some() {
+                break;
+            }
+        }
+        for expected in ["true waits", "true half given", "false waits", "false started"] {
+            assert!(states.contains(expected), "{expected}: {states:?}");
+        }
     }
 }

@@ -5,19 +5,41 @@
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use flames_error::{Error, ErrorKind, Result};
 use flames_host::files::failed;
 use rustix::io::Errno;
 
-use crate::hierarchy::{Hierarchies, Home};
+use crate::hierarchy::{Hierarchies, Home, Resource};
 use crate::limits::Setting;
 use crate::may_die_here;
 use crate::name::JailName;
 
 const OPERATION: &str = "jail.group";
+
+/// What a jail's processes get of processors that others want too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Weight {
+    /// Sixteen times what another jail gets: for one whose guest does not run yet, which needs some milliseconds.
+    Ahead,
+    /// As much as any other.
+    Even,
+}
+
+impl Weight {
+    /// (file, value): in the kernel's terms, 100 is a group's weight in version 2, and 1024 its shares in version 1, where nobody says otherwise
+    /// (cgroup-v2.rst, sched-design-CFS.rst).
+    fn setting(self, home: &Home) -> (&'static str, &'static str) {
+        match (home, self) {
+            (Home::V2(_), Self::Ahead) => ("cpu.weight", "1600"),
+            (Home::V2(_), Self::Even) => ("cpu.weight", "100"),
+            (Home::V1(_), Self::Ahead) => ("cpu.shares", "16384"),
+            (Home::V1(_), Self::Even) => ("cpu.shares", "1024"),
+        }
+    }
+}
 
 /// Where the groups of a cluster's jails are.
 #[derive(Debug, Clone)]
@@ -63,19 +85,7 @@ impl Groups {
                     .with_resource("incarnation", name.as_str()));
             }
         }
-        for setting in settings {
-            may_die_here!("before a limit is set");
-            let file = self.of(&setting.home, name).join(&setting.file);
-            match std::fs::write(&file, &setting.value) {
-                Ok(()) => {}
-                Err(error) if setting.is_optional && is_absent(&error) => {}
-                Err(error) => {
-                    let sentence =
-                        format!("The host's kernel refuses `{}` for {}.", setting.value, setting.file);
-                    return Err(Error::invalid(OPERATION, "limits", sentence).with_source(error));
-                }
-            }
-        }
+        self.limit(name, settings)?;
         let enter = |home: &&Home| {
             // In version 1 one thread that moves itself does not wait for all processors of the host, as a move of a process does
             // (`cgroup_procs_write_start` in kernel/cgroup/cgroup.c): 5 ms and more, for each hierarchy. A fork has one thread.
@@ -113,6 +123,37 @@ impl Groups {
             }
         }
         make_folder(leaf)
+    }
+
+    /// Sets limits in the groups that were made for them, whoever is in them.
+    ///
+    /// Errors: `InvalidInput` for a limit that the kernel refuses.
+    pub(crate) fn limit(&self, name: &JailName, settings: &[Setting]) -> Result<()> {
+        for setting in settings {
+            may_die_here!("before a limit is set");
+            let file = self.of(&setting.home, name).join(&setting.file);
+            match std::fs::write(&file, &setting.value) {
+                Ok(()) => {}
+                Err(error) if setting.is_optional && is_absent(&error) => {}
+                Err(error) => {
+                    let sentence =
+                        format!("The host's kernel refuses `{}` for {}.", setting.value, setting.file);
+                    return Err(Error::invalid(OPERATION, "limits", sentence).with_source(error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Weighs the jail's group, where it has one for processors and the kernel weighs groups.
+    pub(crate) fn weigh(&self, name: &JailName, weight: Weight) -> Result<()> {
+        let Some(home) = self.hierarchies.home(Resource::Cpu) else { return Ok(()) };
+        let (file, value) = weight.setting(&home);
+        let written = OpenOptions::new().write(true).open(self.of(&home, name).join(file));
+        match written.and_then(|mut file| file.write_all(value.as_bytes())) {
+            Err(error) if !is_absent(&error) => Err(failed("a control group cannot be weighed", error)),
+            _ => Ok(()),
+        }
     }
 
     /// Whether the jail has a group, and the pids of the processes in its groups.
@@ -208,6 +249,14 @@ mod tests {
         assert_eq!(read(&leaf.join("cpu.max")), "150000 100000");
         assert_eq!(read(&leaf.join("pids.max")), "33");
         assert_eq!(groups.names(), BTreeSet::from([name.clone()]));
+        groups.weigh(&name, Weight::Ahead).unwrap();
+        assert!(!leaf.join("cpu.weight").exists(), "a kernel without weights is let be");
+        std::fs::write(leaf.join("cpu.weight"), "").unwrap();
+        for (weight, value) in [(Weight::Ahead, "1600"), (Weight::Even, "100")] {
+            std::fs::write(leaf.join("cpu.weight"), "").unwrap();
+            groups.weigh(&name, weight).unwrap();
+            assert_eq!(read(&leaf.join("cpu.weight")), value);
+        }
         std::fs::write(leaf.join("cgroup.procs"), "17\n4\n").unwrap();
         assert_eq!(groups.members(&name), (true, BTreeSet::from([4, 17])));
         assert_eq!(groups.make(&name, &settings).unwrap_err().kind(), ErrorKind::Conflict);
@@ -219,7 +268,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let line = format!("1 1 0:1 / {} rw - cgroup none rw,pids", root.path().display());
         let hierarchies = Hierarchies::parse(line.as_bytes(), |_| None);
-        let home = hierarchies.home(crate::hierarchy::Resource::Pids).unwrap();
+        let home = hierarchies.home(Resource::Pids).unwrap();
         let groups = Groups::new(hierarchies, "flames", "clu");
         let name = JailName::new("inc_1").unwrap();
         let setting = |is_optional| Setting {
@@ -227,7 +276,7 @@ mod tests {
             file: "none/at.all".into(),
             value: "1".into(),
             is_optional,
-            resource: crate::hierarchy::Resource::Pids,
+            resource: Resource::Pids,
         };
         let error = groups.make(&name, &[setting(false)]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);

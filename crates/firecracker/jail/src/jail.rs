@@ -61,6 +61,8 @@ pub struct Found {
 pub enum State {
     /// It was not started; [`Jail::start`] may be called.
     Prepared,
+    /// As prepared, with a process that waits to be told of its machine ([`Jail::start_waiting`]).
+    Waiting(Process),
     /// A start was cut short before its process was on record, so its guest has run nothing. [`Jail::start`] ends what is left of it
     /// and goes on. The processes that were found; none when it is too young to be told from us.
     Unfinished(Vec<Process>),
@@ -104,7 +106,7 @@ impl Jail {
 
     /// The chroot, as the host sees it. The VMM may put links into it: reach what is in it through this type only.
     pub fn root(&self) -> PathBuf {
-        JailConfig::chroot(self.folder.path(), &self.record.firecracker, self.name())
+        JailConfig::chroot(self.folder.path(), &self.record.firecracker, self.record.started_name())
     }
 
     /// How the artefact at this place got there; none when there is none.
@@ -147,6 +149,11 @@ impl Jail {
             .make_way(inside)
             .and_then(|()| chroot.create(inside, 0o600))
             .map_err(|error| self.file_error(inside, error))
+    }
+
+    /// A folder of the VMM's own, and those that lead to it; no error when they are there. Errors: `Internal`.
+    pub fn make_folder(&self, inside: &Inside) -> Result<()> {
+        self.chroot()?.make_folder(inside.as_str()).map_err(|error| self.file_error(inside, error))
     }
 
     /// Removes a file, or a link, of the chroot. No error when nothing is there.
@@ -223,15 +230,20 @@ pub(crate) fn situation(folder: &JailFolder, record: &JailRecord, boot_id: &str)
     let io = |error| failed("the processes cannot be read", error);
     let Some(noted) = folder.process()? else { return Ok(State::Prepared) };
     let is_this_boot = noted.boot_id == boot_id;
-    let marker = marker(&record.incarnation);
+    let marker = marker(record.started_name());
     match noted.process {
         Some(identity) if is_this_boot => {
             let user = record.slot.user;
             let is_meant = |pid| process::has_marker(pid, &marker) || process::user_of(pid) == Some(user);
             let found = Process::find_proven(identity, is_meant).map_err(io)?;
-            Ok(found.map_or(State::Gone, State::Started))
+            Ok(match found {
+                Some(process) if noted.waits => State::Waiting(process),
+                Some(process) => State::Started(process),
+                None if noted.waits => State::Prepared,
+                None => State::Gone,
+            })
         }
-        Some(_) => Ok(State::Gone),
+        Some(_) => Ok(if noted.waits { State::Prepared } else { State::Gone }),
         None if is_this_boot => {
             let found = process::scan_of(&marker, &[0, record.slot.user]).map_err(io)?;
             // One that is between fork and exec has no name of its own yet, and the lock already.

@@ -118,7 +118,8 @@ impl Jails {
     }
 
     /// The incarnation's slot: the one that it has, or a free one. For what must be made before the jail (the network is named after the
-    /// slot's number). [`Jails::remove`] frees it, whether a jail was made or not; so does the next [`Jails::open`] when none was.
+    /// slot's number). Durable with the jail, once [`Jails::create`] has returned. [`Jails::remove`] frees it, whether a jail was made or not;
+    /// so does the next [`Jails::open`] when none was.
     ///
     /// Errors: `Exhausted`, `Unavailable`, `Internal`.
     pub async fn reserve(&self, name: &JailName) -> Result<Slot> {
@@ -163,13 +164,16 @@ impl Jails {
             let _ = remove_all(&half_made);
         }
         let record = made?;
-        let finish = || {
+        let io = |error| failed("the jail cannot be made", error);
+        let finish = || -> Result<()> {
             may_die_here!("before a jail has its name");
-            std::fs::rename(&half_made, folder.path())?;
+            std::fs::rename(&half_made, folder.path()).map_err(io)?;
+            // Before the jail: one that is found has its slot.
+            shared.slots.make_durable()?;
             may_die_here!("before a jail's name is durable");
-            sync_folder(&shared.config.cluster_folder())
+            sync_folder(&shared.config.cluster_folder()).map_err(io)
         };
-        finish().map_err(|error| failed("the jail cannot be made", error))?;
+        finish()?;
         Ok(self.jail(folder, record))
     }
 
@@ -194,6 +198,7 @@ impl Jails {
             schema: SCHEMA,
             cluster: config.cluster.clone(),
             incarnation: name.clone(),
+            started_as: None,
             slot,
             firecracker,
             spec,
@@ -246,6 +251,14 @@ impl Jails {
         Ok(Some(Found { name: name.clone(), jail: Some(self.jail(folder, record)), state }))
     }
 
+    /// The spares that were given away: their names are those of others' groups.
+    pub(crate) fn started_names(&self) -> Result<BTreeSet<JailName>> {
+        let names = names_in(&self.shared.config.cluster_folder())
+            .map_err(|error| failed("the jails cannot be listed", error))?;
+        let record = |name: JailName| self.shared.folder(&name).jail().ok();
+        Ok(names.into_iter().filter_map(record).filter_map(|record| record.started_as).collect())
+    }
+
     /// Every jail of this cluster that is on this host, and every incarnation of which only a control group is left. Errors: `Internal`.
     pub async fn scan(&self) -> Result<Vec<Found>> {
         let jails = self.clone();
@@ -255,7 +268,10 @@ impl Jails {
     pub(crate) fn scan_now(&self) -> Result<Vec<Found>> {
         let mut names = names_in(&self.shared.config.cluster_folder())
             .map_err(|error| failed("the jails cannot be listed", error))?;
-        names.extend(self.shared.groups.names());
+        // The groups before the records: a spare that is given away in between has a record of either name.
+        let groups = self.shared.groups.names();
+        let given = self.started_names()?;
+        names.extend(groups.into_iter().filter(|name| !given.contains(name)));
         let mut found = Vec::with_capacity(names.len());
         for name in names {
             found.extend(self.find_now(&name)?);
@@ -287,7 +303,7 @@ fn clear_half_done(folder: &Path) -> io::Result<()> {
 }
 
 /// Errors: `InvalidInput` for two files of one name, and for one where the jailer puts its own.
-fn check_places(spec: &JailSpec, firecracker: &Path) -> Result<()> {
+pub(crate) fn check_places(spec: &JailSpec, firecracker: &Path) -> Result<()> {
     let refuse = |sentence: String| Err(Error::invalid("jail.create", "artefacts", sentence));
     let program = firecracker.file_name().unwrap_or_default().to_string_lossy();
     let mut taken = BTreeSet::new();

@@ -51,6 +51,7 @@ mod name;
 mod record;
 mod removal;
 mod slots;
+mod spare;
 mod watchdog;
 
 pub use artefact::{Artefact, Way};

@@ -32,11 +32,21 @@ pub(crate) struct JailRecord {
     pub(crate) schema: u32,
     pub(crate) cluster: String,
     pub(crate) incarnation: JailName,
+    /// The spare that it was; none for one that was made for its incarnation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) started_as: Option<JailName>,
     pub(crate) slot: Slot,
     /// Firecracker, without links in its path: the jailer names a folder after its last part.
     pub(crate) firecracker: PathBuf,
     pub(crate) spec: JailSpec,
     pub(crate) placed: Vec<Placed>,
+}
+
+impl JailRecord {
+    /// What the jailer was, or is to be, told that it is: what the chroot's folder and the command line bear.
+    pub(crate) fn started_name(&self) -> &JailName {
+        self.started_as.as_ref().unwrap_or(&self.incarnation)
+    }
 }
 
 /// Which process runs the jail.
@@ -48,6 +58,9 @@ pub(crate) struct ProcessRecord {
     /// `None` until the jailer was started. Firecracker runs no guest before it is asked to over its API, which nobody does before the
     /// pid is here.
     pub(crate) process: Option<Identity>,
+    /// Nobody has told it anything yet: it waits for [`crate::Jail::start`].
+    #[serde(default)]
+    pub(crate) waits: bool,
 }
 
 /// The folder of one jail.
@@ -63,6 +76,11 @@ impl JailFolder {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file of what was prepared.
+    pub(crate) fn jail_file(&self) -> PathBuf {
+        self.join(JAIL)
     }
 
     pub(crate) fn join(&self, name: &str) -> PathBuf {
@@ -88,8 +106,17 @@ impl JailFolder {
         write_record(&self.path, JAIL, record)
     }
 
+    /// As [`JailFolder::write_jail`], but not flushed: old or new whenever *we* die.
+    pub(crate) fn note_jail(&self, record: &JailRecord) -> Result<()> {
+        write_record_for_this_boot(&self.path, JAIL, record)
+    }
+
     /// `Corrupt` when it cannot be read.
     pub(crate) fn process(&self) -> Result<Option<ProcessRecord>> {
+        // A host that died may have kept the name and not the content; no process either.
+        if self.join(PROCESS).symlink_metadata().is_ok_and(|found| found.len() == 0) {
+            return Ok(None);
+        }
         let record: Option<ProcessRecord> = read_record(&self.path, PROCESS)?;
         if let Some(record) = &record {
             check_schema(record.schema, SCHEMA, PROCESS)?;
@@ -97,13 +124,9 @@ impl JailFolder {
         Ok(record)
     }
 
-    /// Durable with a pid, since its guest may run then, and is not to run again after the host's death. Without one it is of use only
-    /// in this boot: nothing runs in another.
+    /// Old or new whenever we die. Not flushed: no process outlives the host, and whether its guest had run then is the driver's to know.
     pub(crate) fn write_process(&self, record: &ProcessRecord) -> Result<()> {
-        match record.process {
-            Some(_) => write_record(&self.path, PROCESS, record),
-            None => write_record_for_this_boot(&self.path, PROCESS, record),
-        }
+        write_record_for_this_boot(&self.path, PROCESS, record)
     }
 
     pub(crate) fn forget_process(&self) -> Result<()> {

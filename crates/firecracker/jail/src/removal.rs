@@ -33,6 +33,13 @@ impl Jails {
     pub async fn remove(&self, name: &JailName) -> Result<()> {
         let shared = &self.shared;
         let folder = shared.folder(name);
+        if name.is_spare() && !folder.exists() {
+            // Its groups are those of the incarnation that it was given to.
+            let (jails, spare) = (self.clone(), name.clone());
+            if blocking(move || jails.started_names()).await?.contains(&spare) {
+                return Ok(());
+            }
+        }
         let record = {
             let folder = folder.clone();
             blocking(move || Ok(folder.jail().ok())).await?
@@ -65,8 +72,9 @@ impl Shared {
                     process.reap();
                 }
                 if look.found.is_empty() && !look.is_starting {
-                    let (shared, name) = (Arc::clone(self), name.clone());
-                    if blocking(move || shared.groups.try_remove(&name)).await? {
+                    let shared = Arc::clone(self);
+                    let group = record.map_or(name, JailRecord::started_name).clone();
+                    if blocking(move || shared.groups.try_remove(&group)).await? {
                         return Ok(());
                     }
                 }
@@ -89,11 +97,12 @@ impl Shared {
     ) -> Result<Look> {
         let io = |error| failed("the processes cannot be read", error);
         let mut look = Look::default();
-        let (has_group, members) = self.groups.members(name);
+        let started_as = record.map_or(name, JailRecord::started_name);
+        let (has_group, members) = self.groups.members(started_as);
         for pid in members {
             // Gone since it was listed, or a process that has the number of one that is gone: the group is looked at again.
             if let Some(process) = Process::of_pid(pid).map_err(io)?
-                && self.groups.members(name).1.contains(&pid)
+                && self.groups.members(started_as).1.contains(&pid)
             {
                 look.found.push(process);
             }
@@ -102,7 +111,7 @@ impl Shared {
         let state = record.map(|record| situation(folder, record, &self.boot_id));
         let mut is_damaged = false;
         match state {
-            Some(Ok(State::Started(process))) => {
+            Some(Ok(State::Started(process) | State::Waiting(process))) => {
                 if process.is_alive() {
                     look.found.push(process);
                 } else {
@@ -122,7 +131,7 @@ impl Shared {
             let user = record.map(|record| record.slot.user).or(slot.map(|slot| slot.user));
             let users: Vec<u32> = [0].into_iter().chain(user).collect();
             if is_damaged || !matches!(folder.process(), Ok(None)) {
-                look.found.extend(process::scan_of(&marker(name), &users).map_err(io)?);
+                look.found.extend(process::scan_of(&marker(started_as), &users).map_err(io)?);
                 for user in user.into_iter().filter(|user| self.is_of_a_microvm(*user)) {
                     look.found.extend(process::processes_of(user).map_err(io)?);
                 }
@@ -151,7 +160,7 @@ impl Shared {
         remove_all(&old).map_err(io)?;
         if folder.exists() {
             if let Some(record) = record {
-                let root = JailConfig::chroot(folder.path(), &record.firecracker, name);
+                let root = JailConfig::chroot(folder.path(), &record.firecracker, record.started_name());
                 let chroot = Chroot::open(&root, record.slot.user).ok();
                 may_die_here!("before disks are given back");
                 record.placed.iter().try_for_each(|placed| placed.give_back(chroot.as_ref())).map_err(io)?;

@@ -21,6 +21,7 @@ use crate::may_die_here;
 use crate::name::JailName;
 
 const OPERATION: &str = "jail.slots";
+const HALF_MADE: &str = ".new-";
 /// How long another process may hold the folder's lock: it holds it for a few system calls.
 const LOCK_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -89,33 +90,58 @@ impl Slots {
         Ok(Self { folder: folder.to_owned(), cluster: cluster.to_owned(), range, next: Mutex::new(0) })
     }
 
-    /// The incarnation's slot: the one that it has, or a free one, which is durably its own when this returns.
+    /// The incarnation's slot: the one that it has, or a free one. No other process is given it from now on; [`Slots::make_durable`] comes
+    /// before its use.
     ///
     /// Errors: `Exhausted` when all are taken; `Unavailable` when another process keeps the lock; `Internal`.
     pub fn allocate(&self, name: &JailName) -> Result<Slot> {
-        let slot = {
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            let _lock = self.lock()?;
-            let (own, taken) = self.look(name)?;
-            let index = match own {
-                Some(index) => index,
-                None => {
-                    let order = (*next..self.range.count).chain(0..*next);
-                    let free = order.into_iter().find(|index| !taken.contains(index));
-                    let index = free.ok_or_else(|| self.exhausted())?;
-                    may_die_here!("before a slot is taken");
-                    self.take(index, name)?;
-                    *next = (index + 1) % self.range.count;
-                    index
-                }
-            };
-            self.range.slot(index)
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let _lock = self.lock()?;
+        let (own, taken) = self.look(name)?;
+        let index = match own {
+            Some(index) => index,
+            None => {
+                let order = (*next..self.range.count).chain(0..*next);
+                let free = order.into_iter().find(|index| !taken.contains(index));
+                let index = free.ok_or_else(|| self.exhausted())?;
+                may_die_here!("before a slot is taken");
+                self.take(index, name)?;
+                *next = (index + 1) % self.range.count;
+                index
+            }
         };
-        may_die_here!("before a slot is durable");
-        // Outside of the lock, so that many at once share one flush of the disk. Nobody uses the slot before.
-        sync_folder(&self.folder).map_err(|error| failed("a slot cannot be made durable", error))?;
         may_die_here!("before a slot is told");
-        Ok(slot)
+        Ok(self.range.slot(index))
+    }
+
+    /// What was allocated outlives the host from now on. Outside of the lock, so that many at once share one flush of the disk.
+    ///
+    /// Errors: `Internal`.
+    pub fn make_durable(&self) -> Result<()> {
+        may_die_here!("before a slot is durable");
+        sync_folder(&self.folder).map_err(|error| failed("a slot cannot be made durable", error))
+    }
+
+    /// Makes the slot of one incarnation another's; at no moment is it free. Durable after [`Slots::make_durable`].
+    ///
+    /// Errors: `Conflict` when it is not the first one's; `Unavailable`, `Internal`.
+    pub(crate) fn hand_over(&self, index: u32, from: &JailName, to: &JailName) -> Result<()> {
+        let _next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let _lock = self.lock()?;
+        if self.look(from)?.0 != Some(index) {
+            return Err(Error::new(ErrorKind::Conflict, OPERATION, "the slot is another's")
+                .with_context("slot", index)
+                .with_resource("incarnation", from.as_str()));
+        }
+        // No number, so that nobody takes it for a slot.
+        let half_made = self.folder.join(format!("{HALF_MADE}{index}"));
+        let replace = || {
+            remove_if_there(&half_made)?;
+            std::os::unix::fs::symlink(self.target(to), &half_made)?;
+            may_die_here!("before a slot has another owner");
+            std::fs::rename(&half_made, self.folder.join(index.to_string()))
+        };
+        replace().map_err(|error| failed("a slot cannot be handed over", error))
     }
 
     /// The slot that the incarnation has. Errors: `Unavailable`, `Internal`.
@@ -153,6 +179,7 @@ impl Slots {
     ) -> Result<Vec<JailName>> {
         let _next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let _lock = self.lock()?;
+        self.clear_half_made()?;
         let entries = self.entries()?;
         let mut owners: BTreeMap<u32, String> = BTreeMap::new();
         for (index, owner) in &entries {
@@ -186,6 +213,20 @@ impl Slots {
         }
         sync_folder(&self.folder).map_err(|error| failed("the slots cannot be made durable", error))?;
         Ok(freed)
+    }
+
+    /// What a hand-over has left that was cut short. Whoever hands over holds the lock, whatever cluster's.
+    fn clear_half_made(&self) -> Result<()> {
+        let clear = || {
+            for entry in std::fs::read_dir(&self.folder)? {
+                let entry = entry?;
+                if entry.file_name().to_str().is_some_and(|name| name.starts_with(HALF_MADE)) {
+                    remove_if_there(&entry.path())?;
+                }
+            }
+            Ok(())
+        };
+        clear().map_err(|error| failed("a half made slot cannot be removed", error))
     }
 
     fn target(&self, name: &JailName) -> String {
@@ -365,6 +406,7 @@ mod tests {
                 let slots = open(folder.path());
                 slots.rebuild(&records, &BTreeSet::new()).unwrap();
                 let new = slots.allocate(&name("new")).unwrap();
+                slots.make_durable().unwrap();
                 slots.free(&name("new")).unwrap();
                 new
             });

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use flames_error::{Error, ErrorKind, Result};
 
 use crate::config::NetworkConfig;
 use crate::dns::{Forwarder, ForwarderSockets, Grants};
-use crate::kernel::namespace::Namespace;
+use crate::kernel::namespace::{self, Namespace};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::{on_own_thread, settings, tap};
 use crate::names::{Incarnation, Slot};
@@ -88,7 +88,32 @@ impl Networks {
     /// slot; `NotSupported`, with what is missing, for a kernel or a tool that lacks something; `PermissionDenied`; `Unavailable`
     /// when a tool did not end in time. After an error, either this or [`Networks::remove`] may be called.
     pub async fn create(&self, request: &NetworkRequest) -> Result<Attachment> {
-        self.bring_up(request, true).await
+        self.bring_up(request, true, None).await
+    }
+
+    /// As [`Networks::create`], from what [`Networks::create_spare`] has made for the same user, under whatever name; nothing of that name is left.
+    ///
+    /// Errors: `NotFound` when there is no such spare; those of create.
+    pub async fn create_from(&self, spare: &Incarnation, request: &NetworkRequest) -> Result<Attachment> {
+        self.bring_up(request, true, Some(spare)).await
+    }
+
+    /// Makes ahead what needs no address: a namespace with a tap in it that this user may open, under a name that is no incarnation's.
+    /// [`Networks::remove`] takes it away. Its file, for the jailer's `--netns`, leads to it also when it has another name.
+    ///
+    /// Errors: `AlreadyExists`; those of create.
+    pub async fn create_spare(&self, spare: &Incarnation, tap_owner: u32) -> Result<PathBuf> {
+        let (shared, name) = (Arc::clone(&self.shared), self.shared.config.cluster.namespace(spare));
+        let path = namespace::path(&name);
+        flames_host::blocking(move || {
+            on_own_thread(|| {
+                shared.namespace.enter()?;
+                let _alone = lock(&shared.building);
+                stand::build_spare(&shared.config, &name, tap_owner).map(drop)
+            })
+        })
+        .await?;
+        Ok(path)
     }
 
     /// Takes over an incarnation's network after a restart: its rules are written anew under the request's policy, what was
@@ -96,7 +121,7 @@ impl Networks {
     ///
     /// Errors: `NotFound` when it is not there or not whole (then [`Networks::create`] or [`Networks::remove`]); those of create.
     pub async fn adopt(&self, request: &NetworkRequest) -> Result<Attachment> {
-        self.bring_up(request, false).await
+        self.bring_up(request, false, None).await
     }
 
     /// Puts a live machine under the request's policy, in one transaction; when its private network is another, or the policy before is not
@@ -105,7 +130,7 @@ impl Networks {
     ///
     /// Errors: `NotFound` when its network is not whole; those of create.
     pub async fn set_policy(&self, request: &NetworkRequest) -> Result<()> {
-        self.bring_up(request, false).await.map(drop)
+        self.bring_up(request, false, None).await.map(drop)
     }
 
     /// Takes an incarnation's network away. Nothing there: no error. Its monitor must have ended: a process that is still in the
@@ -146,13 +171,19 @@ impl Networks {
         Ok(found.collect())
     }
 
-    async fn bring_up(&self, request: &NetworkRequest, may_build: bool) -> Result<Attachment> {
+    async fn bring_up(
+        &self,
+        request: &NetworkRequest,
+        may_build: bool,
+        spare: Option<&Incarnation>,
+    ) -> Result<Attachment> {
         let plan = Arc::new(Plan::new(&self.shared.config, request)?);
         let known = lock(&self.forwarders).get(&request.incarnation).map(Forwarder::grants);
-        let (shared, planned) = (Arc::clone(&self.shared), Arc::clone(&plan));
-        let fresh =
-            flames_host::blocking(move || on_own_thread(|| shared.bring_up(&planned, may_build, known)))
-                .await?;
+        let (shared, planned, spare) = (Arc::clone(&self.shared), Arc::clone(&plan), spare.cloned());
+        let fresh = flames_host::blocking(move || {
+            on_own_thread(|| shared.bring_up(&planned, may_build, spare.as_ref(), known))
+        })
+        .await?;
         if let Some((sockets, grants)) = fresh {
             let forwarder = Forwarder::start(&plan.config, sockets, grants, Arc::clone(&self.random))?;
             let displaced = lock(&self.forwarders).insert(request.incarnation.clone(), forwarder);
@@ -189,6 +220,7 @@ impl Shared {
         &self,
         plan: &Arc<Plan>,
         may_build: bool,
+        spare: Option<&Incarnation>,
         known: Option<Arc<Grants>>,
     ) -> Result<Option<(ForwarderSockets, Arc<Grants>)>> {
         let turn = self.turn(&plan.request.incarnation);
@@ -214,7 +246,7 @@ impl Shared {
                     stand::demolish(&plan.config, &plan.request.incarnation, &host)?;
                 }
                 let _alone = lock(&self.building);
-                stand::build(plan, &host)?
+                stand::build(plan, &host, spare)?
             }
         };
         // This thread is the work's own; one more would only have to be waited for.

@@ -76,17 +76,31 @@ fn leads_to(namespace: Option<&Namespace>, link: &Link, host: &Host<'_>) -> Resu
     Ok(uplink.is_some_and(|uplink| uplink.peer == Some(link.index) && link.peer == Some(uplink.index)))
 }
 
-/// Makes the network of the plan where there is nothing of it. The calling thread ends up in some namespace.
-pub(crate) fn build(plan: &Plan, host: &Host<'_>) -> Result<Namespace> {
+/// Makes a namespace with a tap and no way out of it, for a machine that is to come. The calling thread ends up in it.
+pub(crate) fn build_spare(config: &NetworkConfig, name: &str, tap_owner: u32) -> Result<Namespace> {
+    let done = |step| config.step_done(step);
+    let namespace = namespace::create(name)?;
+    done("namespace")?;
+    namespace_settings(config)?;
+    done("namespace settings")?;
+    tap::create(TAP, tap_owner)?;
+    done("tap")?;
+    Ok(namespace)
+}
+
+/// Makes the network of the plan where there is nothing of it, from a spare where there is one. The calling thread ends up in some namespace.
+pub(crate) fn build(plan: &Plan, host: &Host<'_>, spare: Option<&Incarnation>) -> Result<Namespace> {
     let config = &plan.config;
     let done = |step| config.step_done(step);
-    let namespace = namespace::create(&plan.namespace())?;
-    done("namespace")?;
-    namespace_settings(plan)?;
-    done("namespace settings")?;
+    let namespace = match spare {
+        Some(spare) => {
+            let namespace = namespace::rename(&config.cluster.namespace(spare), &plan.namespace())?;
+            done("spare's new name")?;
+            namespace
+        }
+        None => build_spare(config, &plan.namespace(), plan.request.tap_owner)?,
+    };
     let inside = Netlink::open()?;
-    tap::create(TAP, plan.request.tap_owner)?;
-    done("tap")?;
     // Before the first packet can come, and before there is a way out.
     guest::ruleset(plan, None).apply()?;
     done("machine's rules")?;
@@ -153,7 +167,7 @@ fn alias(plan: &Plan, complete: bool) -> String {
 }
 
 /// Settings of a fresh namespace, the calling thread's.
-fn namespace_settings(plan: &Plan) -> Result<()> {
+fn namespace_settings(config: &NetworkConfig) -> Result<()> {
     // IPv4's are copied from the host's (`net.core.devconf_inherit_init_net`), whatever these are.
     for interface in ["all", "default"] {
         for (setting, value) in [
@@ -169,7 +183,7 @@ fn namespace_settings(plan: &Plan) -> Result<()> {
         }
     }
     settings::write("ipv4/ip_forward", "1")?;
-    if plan.addresses.ipv6.is_some() {
+    if config.blocks.ipv6.is_some() {
         for (setting, value) in [
             ("ipv6/conf/default/addr_gen_mode", "1"),
             ("ipv6/conf/default/accept_ra", "0"),

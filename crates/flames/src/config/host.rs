@@ -29,6 +29,8 @@ pub(crate) struct UpConfig {
     pub(crate) cpu_template: Option<PathBuf>,
     /// Words for the kernel's command line, for Firecracker.
     pub(crate) kernel_arguments: Vec<String>,
+    /// Monitors of Firecracker that wait for a VM.
+    pub(crate) spare_monitors: usize,
     pub(crate) kernel: Option<PathBuf>,
     pub(crate) kernel_modules: Option<PathBuf>,
     pub(crate) agent: Option<PathBuf>,
@@ -164,6 +166,10 @@ impl UpConfig {
             qemu: PathBuf::from(text("qemu")),
             cpu_template: settings.path("cpu_template"),
             kernel_arguments: text("kernel_arguments").split_ascii_whitespace().map(str::to_owned).collect(),
+            // A number that is too large is refused by the driver, with the reason.
+            spare_monitors: settings
+                .number("spare_monitors")
+                .map_or(0, |number| usize::try_from(number).unwrap_or(usize::MAX)),
             kernel,
             kernel_modules: modules,
             agent,

@@ -39,6 +39,7 @@ pub(crate) fn config(place: &Path, data: &Path, arguments: &UpConfig) -> Result<
     let range = u32::from_be_bytes([0, 0, digest[4], digest[5]]) % RANGES;
     config.jail.users = SlotRange { first_user: FIRST_USER + range * USERS, count: USERS };
     config.boot_arguments.extend(arguments.kernel_arguments.iter().cloned());
+    config.spare_monitors = arguments.spare_monitors;
     if let Some(path) = &arguments.cpu_template {
         let text = std::fs::read(path).map_err(|error| {
             Failure::io(format!("The CPU template {} cannot be read", path.display()), &error)

@@ -116,7 +116,9 @@ pub(crate) async fn a_controller_killed_at_any_point_of_a_start_leaves_what_the_
                 State::Prepared => "prepared",
                 State::Unfinished(_) => "unfinished",
                 State::Started(_) => "started",
-                State::Gone | State::Damaged(_) => panic!("round {round}: {:?}", found.state),
+                State::Waiting(_) | State::Gone | State::Damaged(_) => {
+                    panic!("round {round}: {:?}", found.state)
+                }
             },
         };
         *seen.entry(state).or_insert(0) += 1;

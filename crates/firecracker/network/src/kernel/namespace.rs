@@ -92,6 +92,28 @@ pub(crate) fn create(name: &str) -> Result<Namespace> {
     Namespace::current()
 }
 
+/// Gives a namespace another name and moves the calling thread into it. Cut off in between it has both.
+///
+/// Errors: `NotFound` when there is none; `AlreadyExists` when there is one of the new name; else those of the kernel.
+pub(crate) fn rename(from: &str, to: &str) -> Result<Namespace> {
+    let (old, new) = (path(from), path(to));
+    let namespace = Namespace::open(&old)?
+        .ok_or_else(|| Error::not_found(OPERATION, "namespace", old.display().to_string()))?;
+    if Namespace::open(&new)?.is_some() {
+        return Err(Error::new(
+            flames_error::ErrorKind::AlreadyExists,
+            OPERATION,
+            "there is a namespace of this name",
+        )
+        .with_context("path", new.display()));
+    }
+    File::create(&new).map_err(|error| refused(OPERATION, "naming a namespace", error))?;
+    mount_bind(&old, &new).map_err(|error| refused(OPERATION, "mounting a namespace", error.into()))?;
+    remove(from)?;
+    namespace.enter()?;
+    Ok(namespace)
+}
+
 #[allow(unsafe_code)]
 fn unshare_network() -> rustix::io::Result<()> {
     // SAFETY: of all flags only CLONE_FILES can break what other code relies on (the shared table of descriptors). This one

@@ -112,6 +112,15 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key(
         Host,
+        "spare_monitors",
+        Count,
+        &[],
+        None,
+        "8",
+        "How many jailed Firecrackers wait for their VMs, some 8 MiB each, so that as many starts at once take less time; at most 256 [default: 0].",
+    ),
+    key(
+        Host,
         "kernel",
         Path,
         &[],

@@ -171,12 +171,15 @@ impl Attached {
         }
     }
 
-    /// Notes, durably, that the guest may run from now on.
-    pub(crate) async fn let_go(&self) -> Result<()> {
+    /// Notes, durably, that the guest may run from now on. [`Attached::let_go`] follows when it is let.
+    pub(crate) async fn note_let_go(&self) -> Result<()> {
         let folder = self.folder.clone();
-        blocking(move || folder.note_let_go()).await?;
+        blocking(move || folder.note_let_go()).await
+    }
+
+    /// The guest may run from now on, which is on disk.
+    pub(crate) fn let_go(&self) {
         self.let_go.store(true, Ordering::Release);
-        Ok(())
     }
 
     pub(crate) fn is_let_go(&self) -> bool {

@@ -65,6 +65,11 @@ pub struct FirecrackerConfig {
     pub watchdog: Option<Watchdog>,
     /// How long calls may take.
     pub deadlines: Deadlines,
+    /// How many monitors wait for their machines: each is a jail, a slot, a process of some 3 MiB and its copy of Firecracker's program (4 MiB,
+    /// on disk and in the page cache). A start that finds one takes neither the jailer's time nor Firecracker's own; beyond them, and for machines
+    /// whose files are on another file system than the jails, all is made as it is needed. They are made while nothing starts, from the first
+    /// `adopt` or `prepare` on, and removed with the driver, or by the next driver's `adopt`. At most 256.
+    pub spare_monitors: usize,
     /// Told when an incarnation's start comes so far; for whoever measures.
     pub milestones: Option<Milestones>,
 }
@@ -118,6 +123,7 @@ impl FirecrackerConfig {
             console_bytes_per_second: 1024 * 1024,
             watchdog: Some(Watchdog::default()),
             deadlines: Deadlines::default(),
+            spare_monitors: 0,
             milestones: None,
         }
     }
@@ -137,6 +143,9 @@ impl FirecrackerConfig {
         }
         if self.boot_arguments.iter().any(|word| !crate::machine::is_argument(word)) {
             return refuse("boot_arguments", crate::machine::ARGUMENT_SENTENCE);
+        }
+        if self.spare_monitors > crate::spares::MOST {
+            return refuse("spare_monitors", "At most 256 monitors wait for their machines.");
         }
         self.jail.validate()?;
         self.network.as_ref().map_or(Ok(()), NetworkConfig::validate)
@@ -170,6 +179,7 @@ mod tests {
             ("console_log_limit", FirecrackerConfig { console_log_limit: 100, ..good() }),
             ("console_bytes_per_second", FirecrackerConfig { console_bytes_per_second: 1, ..good() }),
             ("folder", FirecrackerConfig { folder: "here".into(), ..good() }),
+            ("spare_monitors", FirecrackerConfig { spare_monitors: 257, ..good() }),
             ("boot_arguments", FirecrackerConfig { boot_arguments: vec!["a\nb".into()], ..good() }),
         ];
         for (field, config) in wrong {

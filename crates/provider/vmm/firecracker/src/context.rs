@@ -13,6 +13,7 @@ use flames_vmm::IncarnationName;
 use tokio::sync::{OnceCell, broadcast};
 
 use crate::config::FirecrackerConfig;
+use crate::spares::Spares;
 
 /// How many exits a slow listener may be behind before it misses some.
 const EXIT_HINTS: usize = 1024;
@@ -31,7 +32,8 @@ pub(crate) struct Host {
 pub(crate) struct Context {
     pub(crate) config: FirecrackerConfig,
     pub(crate) clock: Arc<dyn Clock>,
-    random: Arc<dyn Random>,
+    pub(crate) random: Arc<dyn Random>,
+    pub(crate) spares: Spares,
     pub(crate) exits: broadcast::Sender<IncarnationName>,
     version: OnceCell<Version>,
     host: OnceCell<Host>,
@@ -45,6 +47,7 @@ impl Context {
             config,
             clock,
             random,
+            spares: Spares::default(),
             exits,
             version: OnceCell::new(),
             host: OnceCell::new(),
@@ -55,6 +58,7 @@ impl Context {
     /// The driver is gone: what is still on its way comes to its end, and follows nothing from then on.
     pub(crate) fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
+        self.spares.wake();
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use flames_clock::{Clock, ClockExt, Random};
 use flames_error::{Error, ErrorKind, Result};
+use flames_firecracker_jail::JailName;
 use flames_host::blocking;
 use flames_host::console::ConsoleLog;
 use flames_host::files::{create_private_folder, failed, remove_all};
@@ -24,6 +25,7 @@ use crate::config::FirecrackerConfig;
 use crate::context::Context;
 use crate::folder::Folder;
 use crate::machine::MAX_VCPUS;
+use crate::spares::Spares;
 use crate::vm::{Situation, Vm, to_the_end};
 
 /// How many incarnations are looked at at once by `adopt`.
@@ -100,6 +102,17 @@ impl FirecrackerDriver {
         .await
     }
 
+    /// How many monitors wait for a machine now: at most [`FirecrackerConfig::spare_monitors`].
+    pub fn waiting_spares(&self) -> usize {
+        self.context.spares.count()
+    }
+
+    /// Removes the monitors that wait for a machine, and makes no more: for whoever leaves the host, so that nothing of them is left. What
+    /// another call makes a machine of meanwhile is that machine's.
+    pub async fn remove_spares(&self) {
+        Spares::end(&self.context).await;
+    }
+
     /// The host's processor, as the template leaves it to guests.
     fn guest_cpu(&self) -> GuestCpu {
         let host = GuestCpu::of_host();
@@ -146,10 +159,18 @@ impl FirecrackerDriver {
         })
         .await?;
         let host = self.context.host().await?;
+        let mut jails = host.jails.scan().await?;
+        // Before the networks, which their processes hold.
+        for left in jails.extract_if(.., |jail| jail.name.is_spare()) {
+            if !self.context.spares.knows(&left.name) {
+                Spares::remove(&self.context, &left.name).await;
+            }
+        }
         let Some(networks) = &host.networks else { return Ok(()) };
-        let jails = host.jails.scan().await?;
-        let is_known =
-            |name: &str| known.contains(name) || jails.iter().any(|jail| jail.name.as_str() == name);
+        let is_spare = |name: &str| JailName::new(name).is_ok_and(|name| self.context.spares.knows(&name));
+        let is_known = |name: &str| {
+            known.contains(name) || jails.iter().any(|jail| jail.name.as_str() == name) || is_spare(name)
+        };
         for found in networks.scan().await? {
             if !is_known(found.incarnation.as_str()) {
                 networks.remove(&found.incarnation).await?;
@@ -170,6 +191,9 @@ impl FirecrackerDriver {
         })
         .await?;
         for jail in self.context.host().await?.jails.scan().await? {
+            if jail.name.is_spare() {
+                continue;
+            }
             names.extend(IncarnationName::new(jail.name.as_str()).ok());
         }
         Ok(names)
@@ -243,6 +267,7 @@ impl VmDriver for FirecrackerDriver {
             let _making = self.making.write().await;
             self.clear_leftovers().await?;
         }
+        Spares::keep(&self.context);
         let found = futures::stream::iter(self.names().await?)
             .map(|incarnation| async move {
                 let unknown = Observation {

@@ -3,9 +3,9 @@
 //! ```text
 //! <folder>/<incarnation>/        0700
 //!   spec.json                    what was prepared; written before the folder appears under its name, durable before `prepare` returns
-//!   guest-config                 the configuration disk (0600)
+//!   guest-config                 the configuration disk (0440, of the jail's group)
 //!   network-policy.json          the policy that its network is under, where it was replaced
-//!   let-go                       the guest may have run; written before it is let run
+//!   let-go                       the guest may have run; one more name of spec.json; written before it is let run
 //!   exit.json                    how it ended
 //!   stop-requested               `stop` or `destroy` was called
 //!   console.<offset>             the console's log from that offset on
@@ -14,8 +14,9 @@
 //! <folder>/.new-… .old-…         half made, half removed: removed by the next `adopt`
 //! ```
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use flames_error::{Error, ErrorKind, Result};
@@ -119,6 +120,24 @@ impl Folder {
             .map_err(|error| failed("a record cannot be written", error))
     }
 
+    /// Lets the jail's user read the guest's configuration, and nobody else but root, so that it needs no copy. No error when there is none.
+    pub(crate) fn give_config(&self, user: u32) -> Result<()> {
+        let give = || {
+            let file = match File::open(self.join(GUEST_CONFIG)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                file => file?,
+            };
+            std::os::unix::fs::fchown(&file, None, Some(user))?;
+            file.set_permissions(Permissions::from_mode(0o440))
+        };
+        give().map_err(|error| failed("the guest's configuration cannot be given to its user", error))
+    }
+
+    /// As [`Folder::write_spec`], of a record that is there: old or new whenever the host dies.
+    pub(crate) fn rewrite_spec(&self, record: &SpecRecord) -> Result<()> {
+        write_record(&self.path, SPEC, record)
+    }
+
     /// What was prepared is there whenever the host dies from now on.
     pub(crate) fn make_durable(&self) -> Result<()> {
         let sync = || {
@@ -177,8 +196,14 @@ impl Folder {
 
     /// Durable when this returns.
     pub(crate) fn note_let_go(&self) -> Result<()> {
-        create_private(&self.join(LET_GO))
-            .and_then(|_| sync_folder(&self.path))
+        // A name is all that it takes, and one more name of a file costs no file.
+        let note = || match std::fs::hard_link(self.join(SPEC), self.join(LET_GO)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(_) => create_private(&self.join(LET_GO)).map(drop),
+            Ok(()) => Ok(()),
+        };
+        note()
+            .and_then(|()| sync_folder(&self.path))
             .map_err(|error| failed("the start cannot be noted", error))
     }
 

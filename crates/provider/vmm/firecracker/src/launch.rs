@@ -3,10 +3,11 @@
 //! Every point at which the driver may be killed:
 //!
 //! * until the jail has its process on record: what the jail's own `launch` says; nothing has run.
-//! * from then until `let-go` is written: a Firecracker that is not configured, or is, or has loaded a snapshot and stands paused. Nothing
-//!   has run. The next `start`, `stop` or `destroy` ends it; `start` then begins anew.
-//! * between `let-go` and the call that lets the guest run: the same, when Firecracker says `Not started`. One that has loaded a snapshot
-//!   is then found paused, which `resume` ends.
+//! * from then until `let-go` is written: a Firecracker that is not configured, or is in part. Nothing has run. The next `start`, `stop` or
+//!   `destroy` ends it; `start` then begins anew.
+//! * between `let-go`, which is written while Firecracker is told of its machine, and the call that lets the guest run: the same, when
+//!   Firecracker says `Not started`. One that has loaded a snapshot is then found paused, which `resume` ends; one that is gone counts
+//!   as one whose guest has run.
 //! * after that: the guest may have run, so the incarnation is never started again.
 
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::attached::Attached;
 use crate::config::{Milestone, Milestones};
 use crate::context::Context;
 use crate::folder::{Folder, SpecRecord};
-use crate::machine::{API, SERIAL, VSOCK, check_loaded, configure, configure_output, inside};
+use crate::machine::{API, SERIAL, VSOCK, arguments, check_loaded, configure, configure_output, inside};
 use crate::network::{Placement, bring_up, limits_after_load};
 use crate::saved::Saved;
 
@@ -54,8 +55,8 @@ pub(crate) async fn launch(context: &Arc<Context>, launching: Launching<'_>) -> 
     jail.remove_file(&inside(VSOCK)?)?;
     // Made before the VMM could put something else in its place.
     drop(jail.pipe(&inside(SERIAL)?)?);
-    let arguments = ["--api-sock".into(), format!("/{API}").into()].into();
-    let vmm = jail.start(Launch { network_namespace: Some(placement.path()), arguments }).await?;
+    let launch = Launch { network_namespace: Some(placement.path()), arguments: arguments() };
+    let vmm = jail.start(launch).await?;
     drop(jail.answering(&vmm, &inside(API)?, context.config.deadlines.start).await?);
     drop(placement);
     let attached = Arc::new(Attached::new(context, folder.clone(), jail.clone(), vmm));
@@ -67,15 +68,18 @@ pub(crate) async fn launch(context: &Arc<Context>, launching: Launching<'_>) -> 
         match &loaded {
             None => configure(context, &attached.client, record).await,
             Some(load) => {
+                jail.fall_in_line()?;
                 reached(context, launching.name, Milestone::Load);
                 load_paused(context, &attached, load, record).await
             }
         }
     };
-    if let Err(error) = ready.await {
+    // At the same time, since a disk takes its time; to their ends, since a note that comes later than its removal would stay.
+    let (ready, noted) = tokio::join!(ready, attached.note_let_go());
+    if let Err(error) = ready.and(noted).and_then(|()| jail.fall_in_line()) {
         return Err(given_up(context, &attached, loaded.is_some(), error).await);
     }
-    attached.let_go().await?;
+    attached.let_go();
     reached(context, launching.name, Milestone::Run);
     let runs = match (&loaded, launching.leave_paused) {
         (Some(_), true) => Ok(()),

@@ -11,6 +11,8 @@
 //! * **The network** is a tap in the incarnation's own namespace, under a policy (`flames-firecracker-network`); a machine without one is put
 //!   into an empty namespace. A restored guest has the MAC address that it was saved with until its agent sets the one of its record, and
 //!   the network takes packets of that one only.
+//! * **Spares**: [`FirecrackerConfig::spare_monitors`] of jailed Firecrackers wait for their machines (`spares`), so that a start has neither
+//!   to wait for the jailer nor for Firecracker.
 //! * **Snapshots**, full and diff, hold memory and devices, and not the disks' content. A diff stands on the snapshot taken before it, and is
 //!   put together with it at a start; so both must be there, in the folder where they were taken.
 //! * **Pause**: a guest's vsock connections end with a snapshot of it, and with a resume on Firecracker 1.16; its processes go on.
@@ -38,6 +40,7 @@ mod pipe;
 mod prepare;
 mod saved;
 mod snapshot;
+mod spares;
 mod updating;
 mod vm;
 mod vsock;

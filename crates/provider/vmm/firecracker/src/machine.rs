@@ -1,6 +1,7 @@
 //! From a prepared record to a machine: where its files are in the jail, and what Firecracker is told.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use flames_error::{Error, ErrorKind, Result};
@@ -22,7 +23,7 @@ const GUEST_CID: u32 = 3;
 /// The configuration disk, behind the machine's own. No drive of a machine can have the name, since theirs have no `_`.
 const CONFIG_DISK: &str = "flames_config";
 /// Firecracker's descriptors: disks, taps, and up to 1023 connections of the vsock with two sockets each.
-const OPEN_FILES: u64 = 4096;
+pub(crate) const OPEN_FILES: u64 = 4096;
 
 /// Firecracker's API. In `run`, which is empty at each start.
 pub(crate) const API: &str = "run/api";
@@ -30,6 +31,8 @@ pub(crate) const API: &str = "run/api";
 pub(crate) const SERIAL: &str = "serial";
 /// Where the host's connections to the guest enter; the guest's to its host's port N arrive at `vsock_N`.
 pub(crate) const VSOCK: &str = "vsock";
+/// Where a machine's disks are, and what it is loaded from.
+pub(crate) const FOLDERS: [&str; 2] = ["drives", "load"];
 const KERNEL: &str = "kernel";
 const INITRAMFS: &str = "initramfs";
 
@@ -71,7 +74,7 @@ pub(crate) fn jail_spec(folder: &Folder, record: &SpecRecord) -> Result<JailSpec
         });
     }
     if record.has_config_disk() {
-        // Only root reads the file, so the jail gets a copy that only its user reads.
+        // Only root and the jail's user read it: one more name of it is enough.
         artefacts.push(shared(folder.join(GUEST_CONFIG), inside(format!("drives/{CONFIG_DISK}"))?));
     }
     let memory = spec.memory_mib.saturating_mul(1024 * 1024);
@@ -81,6 +84,11 @@ pub(crate) fn jail_spec(folder: &Folder, record: &SpecRecord) -> Result<JailSpec
         open_files: OPEN_FILES,
         largest_file: record.largest_file,
     })
+}
+
+/// Firecracker's own arguments, the same for every machine.
+pub(crate) fn arguments() -> Vec<OsString> {
+    ["--api-sock".into(), format!("/{API}").into()].into()
 }
 
 /// The drives as Firecracker is told of them, in the guest's order.

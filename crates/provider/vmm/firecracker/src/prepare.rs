@@ -18,6 +18,7 @@ use crate::context::Context;
 use crate::folder::{Folder, GUEST_CONFIG, SCHEMA, SpecRecord};
 use crate::kernel::{SECTOR, check_disk, check_kernel};
 use crate::machine::{ARGUMENT_SENTENCE, MAX_VCPUS, is_argument, jail_spec};
+use crate::spares::{Spare, Spares};
 use crate::vm::{Situation, Vm};
 
 const OPERATION: &str = "vmm.prepare";
@@ -115,8 +116,10 @@ impl Vm {
         spec: MachineSpec,
     ) -> Result<Prepared> {
         spec.validate()?;
+        let _busy = Spares::busy(&context);
+        Spares::keep(&context);
         let _turn = self.turn(&context, OPERATION).await?;
-        let record = if self.folder.exists() {
+        let (record, spare) = if self.folder.exists() {
             let record = self.folder.spec()?;
             if !is_same(&self.folder, &record, &spec)? {
                 return Err(self.conflict(OPERATION, "it was prepared with another specification"));
@@ -125,13 +128,20 @@ impl Vm {
                 Situation::Half if self.folder.is_let_go() => {
                     return Err(self.conflict(OPERATION, "it has run, and its jail is gone: destroy it"));
                 }
-                Situation::Half => record,
+                Situation::Half => (self.with_its_slot(&context, record).await?, None),
                 _ => return Ok(Prepared::default()),
             }
         } else {
             self.record(&context, spec).await?
         };
-        let made = self.make(&context, &record).await;
+        let made = self.make(&context, &record, spare.as_ref()).await;
+        if let Some(spare) = &spare {
+            match &made {
+                Ok(()) => context.spares.forget(spare.jail.name()),
+                // It may be half the machine's: nobody else gets it.
+                Err(_) => Spares::remove(&context, spare.jail.name()).await,
+            }
+        }
         if made.is_err() {
             // The error that is told is the first; what is left is found by `adopt`.
             let _ = self.unmake(&context).await;
@@ -139,8 +149,21 @@ impl Vm {
         made.map(|()| Prepared::default())
     }
 
-    /// Checks the specification, takes a slot and writes the record.
-    async fn record(&self, context: &Arc<Context>, spec: MachineSpec) -> Result<SpecRecord> {
+    /// The record of one that has no jail yet, with the user of the slot that its jail will have: the one before may be another's by now.
+    async fn with_its_slot(&self, context: &Arc<Context>, mut record: SpecRecord) -> Result<SpecRecord> {
+        let slot = context.host().await?.jails.reserve(&self.jail_name).await?;
+        let folder = self.folder.clone();
+        blocking(move || folder.give_config(slot.user)).await?;
+        if let Some(request) = record.network.as_mut().filter(|request| request.tap_owner != slot.user) {
+            request.tap_owner = slot.user;
+            let (folder, written) = (self.folder.clone(), record.clone());
+            blocking(move || folder.rewrite_spec(&written)).await?;
+        }
+        Ok(record)
+    }
+
+    /// Checks the specification, takes a spare or a slot and writes the record.
+    async fn record(&self, context: &Arc<Context>, spec: MachineSpec) -> Result<(SpecRecord, Option<Spare>)> {
         let checking = (Arc::clone(context), spec.clone());
         blocking(move || check(&checking.0, &checking.1)).await?;
         context.version().await?;
@@ -151,13 +174,23 @@ impl Vm {
         }
         // Before a slot is taken, so that what cannot be leaves nothing.
         crate::network::request(context, &self.name, &spec.network, 0)?;
-        let slot = host.jails.reserve(&self.jail_name).await?;
-        let recorded = self.write(context, spec, slot.user).await;
-        if recorded.is_err() {
+        let spare = Spares::take(context, &spec).await;
+        let user = match &spare {
+            Some(spare) => spare.jail.slot().user,
+            None => host.jails.reserve(&self.jail_name).await?.user,
+        };
+        match (self.write(context, spec, user).await, spare) {
+            (Ok(record), spare) => Ok((record, spare)),
             // As in `prepare`.
-            let _ = host.jails.remove(&self.jail_name).await;
+            (Err(error), Some(spare)) => {
+                Spares::remove(context, spare.jail.name()).await;
+                Err(error)
+            }
+            (Err(error), None) => {
+                let _ = host.jails.remove(&self.jail_name).await;
+                Err(error)
+            }
         }
-        recorded
     }
 
     async fn write(&self, context: &Arc<Context>, mut spec: MachineSpec, user: u32) -> Result<SpecRecord> {
@@ -179,6 +212,7 @@ impl Vm {
                 remove_all(half_made.path()).map_err(io)?;
                 create_private_folder(half_made.path()).map_err(io)?;
                 write_guest_config(&half_made, &config).map_err(io)?;
+                half_made.give_config(user)?;
                 half_made.write_spec(&written)?;
                 std::fs::rename(half_made.path(), folder.path()).map_err(io)
             })();
@@ -193,16 +227,28 @@ impl Vm {
 
     /// Makes the network and the jail of what is on record, and the record durable, at the same time: a network that is not whole when the
     /// jail is there is made anew by the start, and a host that died has nothing of it but files.
-    async fn make(&self, context: &Arc<Context>, record: &SpecRecord) -> Result<()> {
+    async fn make(&self, context: &Arc<Context>, record: &SpecRecord, spare: Option<&Spare>) -> Result<()> {
         let host = context.host().await?;
         let network = async {
-            if let Some(request) = &record.network {
-                drop(crate::network::bring_up(context, Some(request)).await?);
-                self.has_network.store(true, Ordering::Release);
+            match (&record.network, spare, &host.networks) {
+                (Some(request), Some(spare), Some(networks)) => {
+                    networks.create_from(&spare.network_name()?, request).await?;
+                }
+                (Some(request), ..) => drop(crate::network::bring_up(context, Some(request)).await?),
+                // The process alone has the namespace from now on.
+                (None, Some(spare), Some(networks)) => networks.remove(&spare.network_name()?).await?,
+                (None, ..) => return Ok(()),
             }
+            self.has_network.store(record.network.is_some(), Ordering::Release);
             Ok(())
         };
-        let jail = host.jails.create(&self.jail_name, jail_spec(&self.folder, record)?);
+        let spec = jail_spec(&self.folder, record)?;
+        let jail = async {
+            match spare {
+                Some(spare) => spare.jail.give(&self.jail_name, spec).await,
+                None => host.jails.create(&self.jail_name, spec).await,
+            }
+        };
         let folder = self.folder.clone();
         let durable = blocking(move || folder.make_durable());
         let (network, jail, durable): (Result<()>, _, _) = tokio::join!(network, jail, durable);

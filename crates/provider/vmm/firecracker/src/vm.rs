@@ -15,6 +15,7 @@ use crate::context::Context;
 use crate::folder::Folder;
 use crate::launch::{Launching, launch};
 use crate::saved::Saved;
+use crate::spares::Spares;
 
 /// How long is waited for the end of a monitor that hung up.
 const HUNG_UP: Duration = Duration::from_millis(500);
@@ -72,10 +73,15 @@ pub(crate) async fn to_the_end<T: Send + 'static>(
 }
 
 impl Vm {
-    /// Errors: `InvalidInput` for a name that no jail can have.
+    /// Errors: `InvalidInput` for a name that no jail can have, or that is a spare's.
     pub(crate) fn new(name: IncarnationName, folder: Folder) -> Result<Self> {
+        let jail_name = JailName::new(name.as_str())?;
+        if jail_name.is_spare() {
+            let sentence = "An incarnation's name does not begin with `flames_spare_`.";
+            return Err(Error::invalid("vmm.name", "incarnation", sentence));
+        }
         Ok(Self {
-            jail_name: JailName::new(name.as_str())?,
+            jail_name,
             name,
             folder,
             operation: Arc::default(),
@@ -144,10 +150,13 @@ impl Vm {
             (State::Damaged(error), _) => return Err(error.with_kind(ErrorKind::Corrupt)),
             (_, None) => return Ok(Situation::Half),
             (State::Prepared, Some(jail)) if !is_let_go => return Ok(Situation::Prepared(jail)),
+            (State::Waiting(_), Some(jail)) if !is_let_go => return Ok(Situation::Prepared(jail)),
             (State::Unfinished(_), Some(jail)) if !is_let_go => return Ok(Situation::Stale(jail)),
             (State::Started(process), Some(jail)) => (jail, Some(process)),
             // Let go, and its process is gone even from the jail's records: a host that died in between.
-            (State::Prepared | State::Unfinished(_) | State::Gone, Some(jail)) => (jail, None),
+            (State::Prepared | State::Waiting(_) | State::Unfinished(_) | State::Gone, Some(jail)) => {
+                (jail, None)
+            }
         };
         let Some(process) = process.filter(|process| process.is_alive() || is_let_go) else {
             return Ok(if is_let_go {
@@ -270,6 +279,7 @@ impl Vm {
         leave_paused: bool,
     ) -> Result<()> {
         const OPERATION: &str = "vmm.start";
+        let _busy = Spares::busy(&context);
         let _turn = self.turn(&context, OPERATION).await?;
         if !self.folder.exists() {
             return Err(self.not_found(OPERATION));

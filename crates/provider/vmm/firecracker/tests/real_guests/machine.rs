@@ -22,13 +22,15 @@ pub(crate) async fn a_guest_is_told_its_configuration_which_only_its_user_reads(
     assert_eq!(ask(&mut stream, "disk b").await, "none");
     let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&host.path(&incarnation, ".")), 0o700);
-    assert_eq!(mode(&host.path(&incarnation, "guest-config")), 0o600);
+    let config = host.path(&incarnation, "guest-config").metadata().unwrap();
+    assert_eq!((config.mode() & 0o777, config.uid()), (0o440, 0));
     let jail = host.config().jail.cluster_folder().join("inc_told");
     assert_eq!(mode(&jail), 0o700);
     let inside = jail.join("firecracker/inc-told/root/drives/flames_config");
     let found = inside.metadata().unwrap();
-    assert_eq!(found.mode() & 0o777, 0o400);
-    assert!(found.uid() >= 3_000_000 && found.gid() == found.uid());
+    assert_eq!((found.mode() & 0o777, found.uid()), (0o440, 0), "nobody writes it");
+    let user = jail.join("firecracker/inc-told/root/drives").metadata().unwrap().uid();
+    assert!(user >= 3_000_000 && found.gid() == user, "its user, who is alone in its group, reads it");
     let kernel = jail.join("firecracker/inc-told/root/kernel").metadata().unwrap();
     let original = spec().boot.kernel.metadata().unwrap();
     assert_eq!((original.uid(), original.mode()), (0, kernel.mode()), "what is shared keeps its owner");

@@ -10,6 +10,7 @@ mod policies;
 mod recovery;
 mod rounds;
 mod saving;
+mod spares;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -21,6 +22,9 @@ use support::{Host, base};
 fn main() -> ExitCode {
     if let Some(what) = std::env::var_os(rounds::ALONE) {
         return rounds::alone_as(what.to_str().unwrap());
+    }
+    if let Some(what) = std::env::var_os(spares::VICTIM) {
+        spares::victim(&what);
     }
     if let Some(what) = std::env::var_os(recovery::VICTIM) {
         recovery::victim(&what);
@@ -65,7 +69,12 @@ fn main() -> ExitCode {
             a_policy_that_cannot_be_changes_nothing;
         saving:
             a_chain_of_diffs_is_restored,
-            a_snapshot_is_roots_and_is_taken_once_under_its_name
+            a_snapshot_is_roots_and_is_taken_once_under_its_name;
+        spares:
+            a_machine_takes_a_monitor_that_waits_and_is_confined_as_any_other,
+            a_prepared_machine_keeps_its_monitor_over_the_death_of_its_driver,
+            what_waits_is_removed_with_its_driver,
+            a_spares_name_is_no_incarnations
     ];
     flames_conformance_runner::run(Suite {
         name: "vmm-real-guests",

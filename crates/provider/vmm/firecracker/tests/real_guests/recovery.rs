@@ -33,7 +33,7 @@ pub(crate) fn victim(what: &OsStr) -> ! {
 }
 
 /// As [`Host::config`], for another process.
-fn config_of(folder: &str, cluster: &str) -> FirecrackerConfig {
+pub(crate) fn config_of(folder: &str, cluster: &str) -> FirecrackerConfig {
     let other = Host::new();
     let own = FirecrackerConfig::new(Path::new(folder), cluster);
     let mut config = other.config();

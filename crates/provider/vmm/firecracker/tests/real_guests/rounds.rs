@@ -25,6 +25,8 @@ pub(crate) const ALONE: &str = "FLAMES_FIRECRACKER_TEST_ALONE";
 const CONTROLLER: &str = "FLAMES_FIRECRACKER_TEST_CONTROLLER";
 /// The seed of a run that failed, to see it again.
 const SEED: &str = "FLAMES_SEED";
+/// How many monitors wait for a machine.
+const SPARES: usize = 2;
 
 pub(crate) fn make_networked() {
     alone("make");
@@ -104,7 +106,13 @@ fn config(host: &Host) -> FirecrackerConfig {
     config.jail.base = host.folder.path().join("jails");
     config.jail.parent_group = format!("flames-test-{}", host.cluster);
     config.jail.users = SlotRange { first_user: 3_100_000, count: 16 };
+    config.spare_monitors = SPARES;
     config
+}
+
+/// The same without monitors that wait.
+fn without_spares(config: &FirecrackerConfig) -> FirecrackerConfig {
+    FirecrackerConfig { spare_monitors: 0, ..config.clone() }
 }
 
 /// Everything that there is: links, namespaces, rules, mounts, control groups, processes with their users, files.
@@ -238,8 +246,8 @@ fn rounds() {
     let (host, random) = (Host::new(), SeededRandom::new(seed()));
     let config = config(&host);
     runtime().block_on(async {
+        let before = warm_up(&host, &config, &driver_of(without_spares(&config))).await;
         let driver = driver_of(config.clone());
-        let before = warm_up(&host, &config, &driver).await;
         refused_addresses(&driver).await;
         // One after the other, to be measured; all others, where many are wanted, four at a time.
         let count = 20;
@@ -258,6 +266,7 @@ fn rounds() {
             }
         };
         tokio::join!(worker(0), worker(1), worker(2), worker(3));
+        driver.remove_spares().await;
         is_as_before(&before, &host, &config, &format!("after {} rounds", count + more));
         let mut times = Times::default();
         for round in 0..count {
@@ -288,6 +297,10 @@ async fn work(driver: Arc<dyn VmDriver>, seed: u64) {
     for round in 0.. {
         let slot = u8::try_from(random.below(4)).unwrap();
         let incarnation = name(&format!("inc_{seed}_{round}"));
+        // So that some of them find a monitor that waits, which is made while nothing is on its way.
+        if random.below(2) == 0 {
+            tokio::time::sleep(Duration::from_millis(random.below(100))).await;
+        }
         // What is left of an earlier one may have the address.
         if driver.prepare(&incarnation, &networked_spec(slot)).await.is_err() {
             continue;
@@ -304,7 +317,7 @@ async fn work(driver: Arc<dyn VmDriver>, seed: u64) {
 
 /// What the next driver finds can be known, and can be taken away.
 async fn clear(config: &FirecrackerConfig, when: &str) -> Vec<Phase> {
-    let driver = driver_of(config.clone());
+    let driver = driver_of(without_spares(config));
     let mut phases = Vec::new();
     for found in driver.adopt().await.unwrap() {
         phases.push(found.observation.phase);
@@ -323,13 +336,14 @@ async fn gone(driver: &dyn VmDriver, incarnation: &IncarnationName) {
 fn dropped() {
     let (host, seed) = (Host::new(), seed());
     let (config, random) = (config(&host), SeededRandom::new(seed));
-    let before = runtime().block_on(async { warm_up(&host, &config, &driver_of(config.clone())).await });
+    let before =
+        runtime().block_on(async { warm_up(&host, &config, &driver_of(without_spares(&config))).await });
     let mut phases = Vec::new();
     for round in 0..full(10, 50) {
         let own = runtime();
         let driver: Arc<dyn VmDriver> = Arc::new(driver_of(config.clone()));
         own.spawn(work(driver, random.below(1_000_000)));
-        std::thread::sleep(Duration::from_millis(random.below(150)));
+        std::thread::sleep(Duration::from_millis(random.below(300)));
         // Every call ends where it waits; what blocks goes on to its end.
         own.shutdown_timeout(Duration::from_secs(5));
         let when = format!("round {round} of seed {seed}");
@@ -343,7 +357,8 @@ fn dropped() {
 fn killed() {
     let (host, seed) = (Host::new(), seed());
     let (config, random) = (config(&host), SeededRandom::new(seed));
-    let before = runtime().block_on(async { warm_up(&host, &config, &driver_of(config.clone())).await });
+    let before =
+        runtime().block_on(async { warm_up(&host, &config, &driver_of(without_spares(&config))).await });
     let mut phases = Vec::new();
     for round in 0..full(10, 50) {
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -354,7 +369,7 @@ fn killed() {
             .spawn()
             .unwrap();
         // Until it is at work, and then some.
-        std::thread::sleep(Duration::from_millis(40 + random.below(200)));
+        std::thread::sleep(Duration::from_millis(40 + random.below(400)));
         child.kill().unwrap();
         child.wait().unwrap();
         let when = format!("round {round} of seed {seed}");
