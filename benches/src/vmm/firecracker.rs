@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use flames_clock::{SystemClock, SystemRandom};
-use flames_vmm::{Egress, IncarnationName, MachineSpec, NetworkPolicy, NetworkSpec};
+use flames_vmm::{Egress, IncarnationName, MachineSpec, NetworkPolicy, NetworkSpec, VmDriver};
 use flames_vmm_firecracker::{
     Blocks, ClusterName, FirecrackerConfig, FirecrackerDriver, Milestones, NetworkConfig, SlotRange,
 };
@@ -144,7 +144,7 @@ impl Firecracker {
             self.ours.driver.destroy(&found.incarnation).await?;
         }
         if let Some(driver) = self.driver.upgrade() {
-            driver.remove_spares().await;
+            driver.close().await;
         }
         drop((self.ours, self.by_hand));
         let roots = std::fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path());

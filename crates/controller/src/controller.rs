@@ -25,6 +25,8 @@ use crate::supervisor::Supervisor;
 
 /// Instructions on their way to the supervisor.
 const INSTRUCTIONS: usize = 256;
+/// How long the driver may take to clear away what it keeps for machines to come.
+const CLOSING: Duration = Duration::from_secs(10);
 
 /// What a controller works with.
 #[derive(Debug, Clone)]
@@ -184,6 +186,9 @@ impl Controller {
                 tracing::error!(?error, "a part of the controller broke down");
             }
             self.tasks.abort_all();
+        }
+        if self.shared.clock.timeout(CLOSING, self.shared.driver.close()).await.is_err() {
+            tracing::warn!("the driver could not be closed in time; the next controller clears up after it");
         }
     }
 }

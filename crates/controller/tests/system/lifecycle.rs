@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use flames_clock::Clock;
@@ -464,6 +465,23 @@ async fn a_driver_that_does_not_work_here_is_refused_with_its_sentence() {
     let error = Controller::start(parts, world.config.clone()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotSupported);
     assert_eq!(error.user_message(), Some("Install the monitor first."));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_that_is_shut_down_closes_its_driver_and_leaves_its_machines() {
+    let world = World::new();
+    let id = world.assign(1, &["forever"]).await;
+    let mut parts = world.parts();
+    let driver = SteppedDriver::new(Arc::new(SimulatedDriver::new(world.host.clone())), Arc::default());
+    let closed = Arc::clone(&driver.closed);
+    parts.driver = Arc::new(driver);
+    let controller = Controller::start(parts, world.config.clone()).await.unwrap();
+    world.until_state(id, IncarnationState::Running).await;
+    assert_eq!(closed.load(Ordering::Relaxed), 0);
+    controller.shutdown(ShutdownMode::LeaveRunning).await;
+    assert_eq!(closed.load(Ordering::Relaxed), 1);
+    let controller = world.start().await;
+    world.purge_all(controller, &[id]).await;
 }
 
 #[tokio::test(start_paused = true)]

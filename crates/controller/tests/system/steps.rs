@@ -73,11 +73,13 @@ pub(crate) struct SteppedDriver {
     steps: Arc<Steps>,
     /// Why it does not work here, when it does not.
     pub(crate) unusable: Option<&'static str>,
+    /// How often it was closed.
+    pub(crate) closed: Arc<AtomicI64>,
 }
 
 impl SteppedDriver {
     pub(crate) fn new(driver: Arc<dyn VmDriver>, steps: Arc<Steps>) -> Self {
-        Self { driver, steps, unusable: None }
+        Self { driver, steps, unusable: None, closed: Arc::default() }
     }
 }
 
@@ -146,6 +148,10 @@ impl VmDriver for SteppedDriver {
     }
     async fn destroy(&self, incarnation: &IncarnationName) -> Result<()> {
         self.steps.around(self.driver.destroy(incarnation)).await
+    }
+    async fn close(&self) {
+        self.closed.fetch_add(1, Ordering::Relaxed);
+        self.driver.close().await;
     }
     async fn exits(&self) -> Result<BoxStream<'static, IncarnationName>> {
         self.driver.exits().await

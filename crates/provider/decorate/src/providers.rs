@@ -260,4 +260,7 @@ impl<P: VmDriver + ?Sized, I: Interceptor> VmDriver for Decorated<P, I> {
     async fn exits(&self) -> Result<BoxStream<'static, IncarnationName>> {
         through!(self, "vmm", exits())
     }
+    async fn close(&self) {
+        self.provider.close().await;
+    }
 }

@@ -185,6 +185,10 @@ pub trait VmDriver: Debug + Send + Sync + 'static {
     ///
     /// Cases: `an_exit_is_hinted`.
     async fn exits(&self) -> Result<BoxStream<'static, IncarnationName>>;
+
+    /// The controller goes, and perhaps another comes: removes what is kept for machines to come, and makes no more of it. Incarnations live
+    /// on. It ends within a deadline of the driver's; what it could not remove is found by the next `adopt`. Default: nothing is kept.
+    async fn close(&self) {}
 }
 
 /// Conveniences over any [`VmDriver`].
@@ -265,5 +269,8 @@ impl<V: VmDriver + ?Sized> VmDriver for Arc<V> {
     }
     async fn exits(&self) -> Result<BoxStream<'static, IncarnationName>> {
         (**self).exits().await
+    }
+    async fn close(&self) {
+        (**self).close().await;
     }
 }

@@ -107,12 +107,6 @@ impl FirecrackerDriver {
         self.context.spares.count()
     }
 
-    /// Removes the monitors that wait for a machine, and makes no more: for whoever leaves the host, so that nothing of them is left. What
-    /// another call makes a machine of meanwhile is that machine's.
-    pub async fn remove_spares(&self) {
-        Spares::end(&self.context).await;
-    }
-
     /// The host's processor, as the template leaves it to guests.
     fn guest_cpu(&self) -> GuestCpu {
         let host = GuestCpu::of_host();
@@ -424,6 +418,11 @@ impl VmDriver for FirecrackerDriver {
             })
         })
         .await
+    }
+
+    /// The monitors that wait. What another call makes a machine of meanwhile is that machine's.
+    async fn close(&self) {
+        Spares::end(&self.context).await;
     }
 
     async fn exits(&self) -> Result<BoxStream<'static, IncarnationName>> {

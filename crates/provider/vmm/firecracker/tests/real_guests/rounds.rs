@@ -266,7 +266,7 @@ fn rounds() {
             }
         };
         tokio::join!(worker(0), worker(1), worker(2), worker(3));
-        driver.remove_spares().await;
+        driver.close().await;
         is_as_before(&before, &host, &config, &format!("after {} rounds", count + more));
         let mut times = Times::default();
         for round in 0..count {

@@ -93,7 +93,7 @@ pub(crate) async fn a_machine_takes_a_monitor_that_waits_and_is_confined_as_any_
     driver.stop(&incarnation, StopHow::Kill).await.unwrap();
     until(&driver, &incarnation, Phase::Exited).await;
     driver.destroy(&incarnation).await.unwrap();
-    driver.remove_spares().await;
+    driver.close().await;
     assert!(host.residue().is_empty(), "{:?}", host.residue());
     assert!(monitors(host).is_empty());
 }
