@@ -2,6 +2,7 @@
 
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,6 +11,11 @@ use flames_model::{ControllerId, IncarnationId, IncarnationState, VmId};
 use tokio::sync::mpsc;
 
 use crate::{Caller, Service, VmRef, codes};
+
+/// How long a host that does not have a VM of its own is asked again.
+const TAKEN_UP_WITHIN: Duration = Duration::from_secs(3);
+/// The pause before it is.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Which guest is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,11 +155,31 @@ impl LinkStream {
 }
 
 impl Service {
-    /// Opens a stream to a VM's current incarnation.
+    /// Opens a stream to a VM's current incarnation. A host that was started anew a moment ago takes its VMs up again first, and is asked again
+    /// until it has.
     ///
     /// Errors: `NotFound` ([`codes::VM_NOT_FOUND`]); `Conflict` ([`codes::VM_NOT_RUNNING`]) when it does not run;
     /// `Unavailable` ([`codes::HOST_UNREACHABLE`]).
     pub async fn open_stream(&self, caller: &Caller, vm: &VmRef, stream: LinkStream) -> Result<LinkChannel> {
+        let until = self.clock().monotonic().saturating_add(TAKEN_UP_WITHIN);
+        loop {
+            let target = self.stream_target(caller, vm, &stream).await?;
+            match self.open_link(target, stream.clone()).await {
+                // Not taken up yet; or gone, which the VM's record says in a moment.
+                Err(error)
+                    if error.kind() == ErrorKind::NotFound
+                        && error.code().is_none()
+                        && self.clock().monotonic() < until =>
+                {
+                    self.clock().sleep(ASK_AGAIN).await;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    /// The incarnation that a stream is for.
+    async fn stream_target(&self, caller: &Caller, vm: &VmRef, stream: &LinkStream) -> Result<LinkTarget> {
         let view = self.get_vm(caller, vm).await?;
         let runs = view.incarnation.as_ref().filter(|incarnation| {
             !stream.needs_guest()
@@ -170,9 +196,7 @@ impl Service {
                     if view.state == flames_model::VmState::Paused { "resume" } else { "start" },
                 )));
         };
-        let target =
-            LinkTarget { incarnation: incarnation.id, vm: view.vm.id, controller: incarnation.controller };
-        self.open_link(target, stream).await
+        Ok(LinkTarget { incarnation: incarnation.id, vm: view.vm.id, controller: incarnation.controller })
     }
 
     /// Opens a stream to one incarnation, whatever became of it: its controller refuses what it does not own. For parts of the system that

@@ -1,6 +1,7 @@
 //! Streams to a guest, over real sockets, with a guest that is played.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -186,10 +187,29 @@ struct Running {
     _registration: Registration,
 }
 
+/// A host that was started anew, and takes its VMs up after it was asked some times.
+#[derive(Debug)]
+struct TakingUp(AtomicUsize);
+
+#[async_trait]
+impl LinkHandler for TakingUp {
+    async fn open(&self, id: IncarnationId, request: StreamRequest, channel: LinkChannel) -> Result<()> {
+        let take = |left: usize| left.checked_sub(1);
+        if self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+            return Err(Error::not_found("controller.stream", "incarnation", id.to_string()));
+        }
+        Played.open(id, request, channel).await
+    }
+}
+
 async fn running() -> Running {
+    running_on(Arc::new(Played)).await
+}
+
+async fn running_on(host: Arc<dyn LinkHandler>) -> Running {
     let links = InProcessLinks::new(Arc::new(SystemClock::new()));
     let controller = ControllerId::from_uuid(uuid::Uuid::from_u128(7));
-    let registration = links.register(controller, Arc::new(Played));
+    let registration = links.register(controller, host);
     let harness = Harness::with(Arc::new(links), |_| {});
     let vm = harness.create("web").await;
     place_and_run(&harness.service, vm["id"].as_str().unwrap()).await;
@@ -203,6 +223,14 @@ async fn running() -> Running {
 
 fn command(program: &str) -> ExecRequest {
     ExecRequest { command: vec![program.to_owned()], stdin: true, ..ExecRequest::default() }
+}
+
+#[tokio::test]
+async fn a_host_that_was_started_anew_is_asked_again_until_it_has_taken_its_vm_up() {
+    let running = running_on(Arc::new(TakingUp(AtomicUsize::new(3)))).await;
+    let mut stream = running.client.exec("web", &command("/bin/cat")).await.unwrap();
+    let started = stream.receiver.next().await.unwrap();
+    assert_eq!(started, Some(StreamFrame::Started { process: "p1".to_owned() }));
 }
 
 #[tokio::test]
