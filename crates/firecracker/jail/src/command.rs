@@ -13,13 +13,20 @@ use crate::record::JailRecord;
 /// record (`--config-file`), or nobody could ask the VMM anything (`--no-api`).
 const OURS: [&str; 6] =
     ["--id", "--start-time-us", "--start-time-cpu-us", "--parent-cpu-time-us", "--config-file", "--no-api"];
+/// The jailer's argument for the folder in which it makes the chroot.
+const CHROOT_BASE: &str = "--chroot-base-dir";
 /// Arguments that change the filter of system calls.
 const SECCOMP: [&str; 2] = ["--no-seccomp", "--seccomp-filter"];
 
 /// What stands on the command line of the jailer, and then of the Firecracker that it becomes (`exec_command` in `jailer/src/env.rs`),
-/// of this incarnation and of no other.
-pub(crate) fn marker(name: &JailName) -> Marker {
+/// of each jail of this name on the host: another cluster's too, so that only the user tells whose it is.
+pub(crate) fn name_marker(name: &JailName) -> Marker {
     Marker::new(["--id".into(), name.id().into()])
+}
+
+/// What stands on the command line of this jail's jailer and of no other's, as long as it is root's: the jail's folder at its start.
+pub(crate) fn folder_marker(folder: &Path) -> Marker {
+    Marker::new([CHROOT_BASE.into(), folder.into()])
 }
 
 /// Errors: `InvalidInput` for an argument that the caller may not give.
@@ -50,7 +57,7 @@ pub(crate) fn build(
     pair("--exec-file", record.firecracker.clone().into());
     pair("--uid", user.clone().into());
     pair("--gid", user.into());
-    pair("--chroot-base-dir", folder.into());
+    pair(CHROOT_BASE, folder.into());
     if let Some(namespace) = network_namespace {
         pair("--netns", namespace.into());
     }

@@ -14,7 +14,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use crate::artefact::{Artefact, Way, place};
 use crate::chroot::{Chroot, Inside};
-use crate::command::marker;
+use crate::command::{folder_marker, name_marker};
 use crate::config::JailConfig;
 use crate::jails::Shared;
 use crate::limits::Limits;
@@ -230,10 +230,10 @@ pub(crate) fn situation(folder: &JailFolder, record: &JailRecord, boot_id: &str)
     let io = |error| failed("the processes cannot be read", error);
     let Some(noted) = folder.process()? else { return Ok(State::Prepared) };
     let is_this_boot = noted.boot_id == boot_id;
-    let marker = marker(record.started_name());
+    let (name, user) = (record.started_name(), record.slot.user);
     match noted.process {
         Some(identity) if is_this_boot => {
-            let user = record.slot.user;
+            let marker = name_marker(name);
             let is_meant = |pid| process::has_marker(pid, &marker) || process::user_of(pid) == Some(user);
             let found = Process::find_proven(identity, is_meant).map_err(io)?;
             Ok(match found {
@@ -245,11 +245,29 @@ pub(crate) fn situation(folder: &JailFolder, record: &JailRecord, boot_id: &str)
         }
         Some(_) => Ok(if noted.waits { State::Prepared } else { State::Gone }),
         None if is_this_boot => {
-            let found = process::scan_of(&marker, &[0, record.slot.user]).map_err(io)?;
+            let found = processes_of(folder, name, Some(user)).map_err(io)?;
             // One that is between fork and exec has no name of its own yet, and the lock already.
             let is_free = found.is_empty() && folder.lock()?.is_some();
             Ok(if is_free { State::Prepared } else { State::Unfinished(found) })
         }
         None => Ok(State::Prepared),
     }
+}
+
+/// What runs in the jail that was started under this name, whatever is on record: the jailer while it is root's, known by the jail's folder, and
+/// what it becomes, known by its name and its user. Another jail may have the name (one of another cluster, or of other folders), and is
+/// never among them. Reads all of `/proc`.
+pub(crate) fn processes_of(
+    folder: &JailFolder,
+    started_as: &JailName,
+    user: Option<u32>,
+) -> std::io::Result<Vec<Process>> {
+    // A spare was started in the folder that had its own name.
+    let folder = folder.path().with_file_name(started_as.as_str());
+    // In this order: one that ceases to be root's between the two looks is seen by the second.
+    let mut found = process::scan_of(&folder_marker(&folder), &[0])?;
+    if let Some(user) = user {
+        found.extend(process::scan_of(&name_marker(started_as), &[user])?);
+    }
+    Ok(found)
 }

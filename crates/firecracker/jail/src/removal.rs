@@ -11,9 +11,8 @@ use flames_host::files::{failed, remove_all, sync_folder};
 use flames_host::process::{self, Process};
 
 use crate::chroot::Chroot;
-use crate::command::marker;
 use crate::config::JailConfig;
-use crate::jail::{State, situation};
+use crate::jail::{State, processes_of, situation};
 use crate::jails::{Jails, OLD, Shared};
 use crate::may_die_here;
 use crate::mounts::unmount_below;
@@ -129,9 +128,8 @@ impl Shared {
         if !has_group || is_damaged {
             let slot = self.slots.of(name)?;
             let user = record.map(|record| record.slot.user).or(slot.map(|slot| slot.user));
-            let users: Vec<u32> = [0].into_iter().chain(user).collect();
             if is_damaged || !matches!(folder.process(), Ok(None)) {
-                look.found.extend(process::scan_of(&marker(started_as), &users).map_err(io)?);
+                look.found.extend(processes_of(folder, started_as, user).map_err(io)?);
                 for user in user.into_iter().filter(|user| self.is_of_a_microvm(*user)) {
                     look.found.extend(process::processes_of(user).map_err(io)?);
                 }

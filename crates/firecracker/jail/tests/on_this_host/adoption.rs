@@ -2,13 +2,14 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use flames_clock::SystemClock;
 use flames_error::ErrorKind;
 use flames_firecracker_jail::{Artefact, JailConfig, JailSpec, Jails, SlotRange, State};
+use flames_host::process::Process;
 use serde_json::{Value, json};
 
 use crate::support::{CHILD, Host, answers, found, inside, is_prepared, launch, name, remove, running, spec};
@@ -165,6 +166,34 @@ pub(crate) async fn a_pid_that_another_process_has_now_is_never_killed(host: &Ho
     assert!(other.try_wait().unwrap().is_none(), "it lives");
     other.kill().unwrap();
     other.wait().unwrap();
+    assert_eq!(host.residue(), Vec::<String>::new());
+}
+
+/// A process of root's that has on its command line what a jailer has. It runs until what is given with it is dropped.
+#[allow(clippy::zombie_processes, reason = "it is reaped through its pidfd")]
+fn jailer_of(incarnation: &str, folder: &Path) -> (Process, ChildStdin) {
+    let id = incarnation.replace('_', "-");
+    // Two commands, so that the shell stays itself.
+    let words = ["-c", "read line; exit", "sh", "--id", &id, "--chroot-base-dir"];
+    let mut child = Command::new("sh").args(words).arg(folder).stdin(Stdio::piped()).spawn().unwrap();
+    (Process::of_child(child.id()).unwrap(), child.stdin.take().unwrap())
+}
+
+pub(crate) async fn a_jailer_of_another_jail_of_the_same_name_is_never_killed(host: &Host) {
+    let jails = host.open().await;
+    let noted = json!({ "schema": 1, "boot_id": flames_host::process::boot_id().unwrap(), "process": null });
+    // Cut short before it was on record, and damaged: each time all processes of the host are looked at.
+    for left in [noted.to_string(), "{".to_owned()] {
+        jails.create(&name("inc_1"), spec()).await.unwrap();
+        std::fs::write(record(host, "inc_1"), &left).unwrap();
+        let (other, lives) = jailer_of("inc_1", Path::new("/elsewhere/inc_1"));
+        let (ours, _lives) = jailer_of("inc_1", &host.config.cluster_folder().join("inc_1"));
+        remove(&jails, "inc_1").await;
+        assert!(other.is_alive() && !ours.is_alive(), "{left}");
+        drop(lives);
+        other.ended().await.unwrap();
+        other.reap();
+    }
     assert_eq!(host.residue(), Vec::<String>::new());
 }
 

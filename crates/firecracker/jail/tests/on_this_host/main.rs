@@ -42,6 +42,7 @@ fn main() -> ExitCode {
             a_controller_killed_at_any_point_of_a_start_leaves_what_the_next_can_start,
             a_process_that_was_never_noted_is_ended_by_the_next_start,
             a_pid_that_another_process_has_now_is_never_killed,
+            a_jailer_of_another_jail_of_the_same_name_is_never_killed,
             nothing_runs_after_the_hosts_reboot,
             a_jail_with_damaged_records_is_only_removed_with_its_process,
             a_jail_is_never_made_over_another,
