@@ -58,6 +58,9 @@ struct WithOutput<A: Args> {
 }
 
 fn main() -> ExitCode {
+    // As a server does.
+    flames_allocator::keep_freed_memory();
+    flames_allocator::give_back_whole_huge_pages();
     let (json, measured) = match CommandLine::parse().harness {
         Harness::Api(with) => (with.json, api::run(&with.arguments)),
         Harness::Boot(with) => (with.json, boot::run(&with.arguments)),

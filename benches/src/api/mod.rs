@@ -23,8 +23,6 @@ const TOKEN: &str = "bench-token";
 const IMAGE: &str = "bench";
 /// Threads of the server, as many as the machine that the bars are set for has.
 const WORKERS: usize = 2;
-/// How many clients load at once, by turns.
-const CLIENTS: [usize; 3] = [1, 16, 64];
 /// Clients of the load at a quarter.
 const QUARTER_CLIENTS: usize = 16;
 /// Clients of the load over many existing VMs.
@@ -34,11 +32,15 @@ const POPULATION_CLIENTS: usize = 4;
 #[derive(Debug, Args)]
 pub(crate) struct ApiArguments {
     /// Turns of each measurement; the middle one counts.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=99))]
     rounds: u32,
     /// How long the clients of one turn load, in milliseconds.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(10..=60_000))]
     window_ms: u64,
+    /// How many clients load at once, by turns.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64],
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_024))]
+    clients: Vec<usize>,
     /// VMs created in one turn over existing ones.
     #[arg(long, default_value_t = 400)]
     vms: usize,
@@ -151,11 +153,16 @@ impl Bench<'_> {
         measured
     }
 
+    /// Deletes what a turn created, so that each turn begins with as many VMs as the first: none. What many VMs cost is measured by itself.
+    fn clear(&self, world: &World, turn: &Turn) -> anyhow::Result<()> {
+        self.runtime.block_on(world.clear(turn.posts.iter().map(|post| post.vm)))
+    }
+
     /// As much as clients can get, from Flames and from the bare handler, by turns.
     fn rates(&self) -> anyhow::Result<(Section, Top)> {
         let mut top = Top::default();
         let mut rows = Vec::new();
-        for clients in CLIENTS {
+        for &clients in &self.arguments.clients {
             let (alone, alone_cpu) = self.alone(clients)?;
             let row = self.with_world(0, |world, watch| {
                 let pace = Pace::Closed(self.window());
@@ -163,14 +170,19 @@ impl Bench<'_> {
                 let (mut accepted, mut running, mut cpu_us) = (Vec::new(), Vec::new(), Vec::new());
                 let (mut bare_took, mut took_ours, mut until_running) =
                     (Samples::default(), Samples::default(), Samples::default());
-                for _ in 0..self.arguments.rounds {
+                // The first turn only warms up.
+                for round in 0..=self.arguments.rounds {
                     let cpu = process_cpu();
                     let bare = Load { server: self.bare.address, clients, pace }.run()?;
                     let cpu = (process_cpu() - cpu).saturating_sub(bare.cpu);
+                    let turn = Turn::run(Load { server: world.address, clients, pace }, watch)?;
+                    self.clear(world, &turn)?;
+                    if round == 0 {
+                        continue;
+                    }
                     bare_cpu.push(cpu.as_secs_f64() * 1e6 / count(bare.posts.len()));
                     bare_rate.push(count(bare.posts.len()) / bare.elapsed.as_secs_f64());
                     bare_took.extend(took(&bare.posts));
-                    let turn = Turn::run(Load { server: world.address, clients, pace }, watch)?;
                     accepted.push(turn.accepted_per_second);
                     running.push(turn.running_per_second);
                     cpu_us.push(turn.cpu_us);
@@ -238,6 +250,7 @@ impl Bench<'_> {
                 let bare = load(self.bare.address, top.bare).run()?;
                 let turn = Turn::run(load(world.address, top.accepted), watch)?;
                 until_running.extend(turn.until_running());
+                self.clear(world, &turn)?;
                 for ((_, p50, p99), posts) in rows.iter_mut().zip([&bare.posts, &turn.posts]) {
                     let samples: Samples = took(posts).collect();
                     p50.push(samples.quantile_ms(0.5));
@@ -264,7 +277,7 @@ impl Bench<'_> {
 
     /// What a create costs until its VM runs, with few and with many VMs in the records.
     fn population(&self) -> anyhow::Result<(Section, Bar)> {
-        let ApiArguments { few, many, vms, .. } = *self.arguments;
+        let &ApiArguments { few, many, vms, .. } = self.arguments;
         let measured = self.with_world(few, |small, watch_small| {
             self.with_world(many, |large, watch_large| {
                 let mut measured = [(few, Vec::new(), Vec::new()), (many, Vec::new(), Vec::new())];
@@ -310,7 +323,8 @@ mod tests {
     /// What it measures is told by a long run alone; that every VM of a short one comes to run is told here.
     #[test]
     fn a_short_run_measures_to_its_end() {
-        let arguments = ApiArguments { rounds: 1, window_ms: 20, vms: 8, few: 2, many: 4 };
+        let arguments =
+            ApiArguments { rounds: 1, window_ms: 20, clients: vec![1, 8], vms: 8, few: 2, many: 4 };
         let report = run(&arguments).unwrap();
         assert_eq!((report.sections.len(), report.bars.len()), (3, 4));
         assert!(report.bars.iter().all(|bar| bar.measured > 0.0), "{:?}", report.bars);

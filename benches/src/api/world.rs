@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use async_trait::async_trait;
 use flames_blob::{BlobKey, BlobStore, BlobStoreExt, ByteStream, PutOptions};
 use flames_blob_memory::MemoryBlobStore;
@@ -20,9 +22,10 @@ use flames_model::{
 };
 use flames_queue_memory::MemoryQueue;
 use flames_reconcile::{ReconcileConfig, ReconcileParts, Reconciler};
-use flames_records::{Change, Records};
+use flames_records::{Change, Records, VmFilter};
 use flames_service::{
     Caller, ImageImporter, ImportProgress, Imported, Mutation, NoLinks, Service, ServiceConfig, ServiceParts,
+    VmRef,
 };
 use flames_state_memory::MemoryStore;
 use flames_testbed::{SimulatedArtefacts, SimulatedGuests};
@@ -35,6 +38,7 @@ use flames_vmm_simulated::{
     GuestFuture, GuestProgram, SimulatedConfig, SimulatedDriver, SimulatedGuest, SimulatedHost,
 };
 use flames_wire::CreateVm;
+use futures::{StreamExt, TryStreamExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -44,8 +48,12 @@ use super::{IMAGE, TOKEN};
 const ROOM: u64 = 1 << 40;
 /// Bytes of each workload's output that the host keeps. Its workloads say nothing.
 const OUTPUT_KEPT: u64 = 4_096;
+/// Deletes that are under way at once.
+const DELETES: usize = 16;
+/// How long VMs may take to go.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes that a simulated channel holds. Nothing is said on it but the handshake.
-const CHANNEL: usize = 4_096;
+const CHANNEL: usize = 256;
 
 /// The running system.
 pub(crate) struct World {
@@ -71,7 +79,12 @@ struct NoImports;
 
 #[async_trait]
 impl ImageImporter for NoImports {
-    async fn import(&self, _: ImageKind, _: ByteStream, _: ImportProgress) -> Result<Imported> {
+    async fn import(
+        &self,
+        _: flames_service::NewImage,
+        _: ByteStream,
+        _: ImportProgress,
+    ) -> Result<Imported> {
         Err(Error::internal("bench.import", "this bench imports nothing"))
     }
 }
@@ -161,6 +174,25 @@ impl World {
         Ok(Self { service, address, api, serving, converging })
     }
 
+    /// Deletes these, and returns when nothing of any VM is left on the host or waits for its end.
+    pub(crate) async fn clear(&self, vms: impl IntoIterator<Item = VmId>) -> anyhow::Result<()> {
+        let caller = caller()?;
+        let deleted = futures::stream::iter(vms).map(Ok::<_, anyhow::Error>).try_for_each_concurrent(
+            DELETES,
+            async |vm| {
+                self.service.delete_vm(&caller, &VmRef::Id(vm), &Mutation::default()).await?;
+                Ok(())
+            },
+        );
+        deleted.await?;
+        let began = Instant::now();
+        while !self.service.list_vms(&caller, &VmFilter::default(), None, 1).await?.items.is_empty() {
+            ensure!(began.elapsed() < PATIENCE, "VMs that were deleted are not gone");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
     /// Takes it apart.
     pub(crate) async fn shutdown(self) -> anyhow::Result<()> {
         self.api.shutdown().await;
@@ -238,7 +270,7 @@ async fn add_stopped_vm(service: &Service, id: VmId) -> Result<()> {
         project: caller.project.clone(),
         name: VmName::new(format!("old-{}", &id.uuid().simple().to_string()[12..]))?,
         labels,
-        spec,
+        spec: spec.into(),
         desired: DesiredState::Stopped,
         desired_reason: None,
         run: 1,

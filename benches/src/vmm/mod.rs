@@ -10,6 +10,7 @@
 
 mod firecracker;
 mod hand;
+mod leftovers;
 mod memory;
 mod others;
 mod ours;
@@ -18,11 +19,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use async_trait::async_trait;
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use self::firecracker::Firecracker;
+use self::leftovers::Run;
 use self::ours::Ours;
 use crate::measure::{Samples, median};
 use crate::report::{Bar, Figure, Report, Row, Section, Side};
@@ -40,7 +43,7 @@ const CROWDED_ISSUED_P99_MS: f64 = 80.0;
 const DRIVER_KIB: f64 = 512.0;
 
 /// Which driver is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub(crate) enum Kind {
     /// Behind its jailer, with a network, beside the raw API.
     Firecracker,
@@ -134,20 +137,40 @@ pub(crate) fn run(arguments: &VmmArguments) -> Result<Report> {
     let began = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        match arguments.driver {
-            Kind::Firecracker => {
-                let place = Firecracker::open(arguments).await?;
-                let measured = measure(arguments, &place.ours, Some(&place.by_hand), began).await;
-                place.close().await?;
-                measured
-            }
-            Kind::Qemu => {
-                let (ours, _folder) = others::qemu(arguments).await?;
-                measure(arguments, &ours, None, began).await
-            }
-            Kind::Simulated => measure(arguments, &others::simulated(arguments)?, None, began).await,
+        if arguments.driver == Kind::Simulated {
+            return measure(arguments, &others::simulated(arguments)?, None, began).await;
         }
+        let records = leftovers::records();
+        leftovers::clear_earlier(&records).await;
+        let above = arguments.folder.clone().unwrap_or_else(std::env::temp_dir);
+        let run = Run::begin(&records, arguments.driver, &above)?;
+        let measured = tokio::select! {
+            measured = on_record(arguments, &run, began) => measured,
+            told = told_to_end() => told.and_then(|()| bail!("interrupted")),
+        };
+        let ended = run.end().await.context("what the run has made cannot be cleared away");
+        measured.and_then(|report| ended.map(|()| report))
     })
+}
+
+/// Measures with real machines, all of which are the run's.
+async fn on_record(arguments: &VmmArguments, run: &Run, began: Instant) -> Result<Report> {
+    if arguments.driver == Kind::Qemu {
+        return measure(arguments, &others::qemu(arguments, run.folder()).await?, None, began).await;
+    }
+    let place = Firecracker::open(arguments, run.name(), run.folder()).await?;
+    measure(arguments, &place.ours, Some(&place.by_hand), began).await
+}
+
+/// Returns at Ctrl-C or SIGTERM.
+async fn told_to_end() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
 }
 
 async fn measure(
@@ -279,11 +302,15 @@ where
     T: Send + 'static,
     F: Future<Output = Result<T>> + Send + 'static,
 {
-    let tasks: Vec<_> = (0..at_once).map(|number| tokio::spawn(work(Arc::clone(machines), number))).collect();
+    // They end with this call, also when it is dropped.
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..at_once {
+        tasks.spawn(work(Arc::clone(machines), number));
+    }
     let mut done = Vec::with_capacity(at_once);
     // All come to their end, also after one that failed.
-    for task in tasks {
-        done.push(task.await?);
+    while let Some(task) = tasks.join_next().await {
+        done.push(task?);
     }
     done.into_iter().collect()
 }

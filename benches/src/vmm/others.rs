@@ -9,7 +9,6 @@ use flames_guest_protocol::{AgentKey, GuestConfig, Identity};
 use flames_image::initramfs::{Initramfs, Packing};
 use flames_vmm::{BootSource, MachineSpec, NetworkSpec, SecretBytes};
 use flames_vmm_simulated::{SimulatedConfig, SimulatedDriver, SimulatedHost};
-use tempfile::TempDir;
 
 use super::VmmArguments;
 use super::ours::{Ours, readable};
@@ -45,15 +44,22 @@ pub(super) fn guest(arguments: &VmmArguments, folder: &Path) -> Result<(MachineS
     Ok((spec, identity))
 }
 
-/// With the folder that its machines are in, which ends after them.
-pub(super) async fn qemu(arguments: &VmmArguments) -> Result<(Arc<Ours>, TempDir)> {
-    let folder = super::firecracker::folder(arguments)?;
-    let (spec, identity) = guest(arguments, folder.path())?;
-    let config = flames_vmm_qemu::QemuConfig::new(folder.path().join("machines"));
-    let driver = flames_vmm_qemu::QemuDriver::new(config, Arc::new(SystemClock::new()))?;
-    let mut ours = Ours::new(Arc::new(driver), Some(identity), move |_| spec.clone());
-    ours.boot_and_save(folder.path()).await?;
-    Ok((Arc::new(ours), folder))
+fn qemu_driver(folder: &Path) -> Result<flames_vmm_qemu::QemuDriver> {
+    let config = flames_vmm_qemu::QemuConfig::new(folder.join("machines"));
+    Ok(flames_vmm_qemu::QemuDriver::new(config, Arc::new(SystemClock::new()))?)
+}
+
+/// With its machines in the run's folder, which [`clear_qemu`] takes away.
+pub(super) async fn qemu(arguments: &VmmArguments, folder: &Path) -> Result<Arc<Ours>> {
+    let (spec, identity) = guest(arguments, folder)?;
+    let mut ours = Ours::new(Arc::new(qemu_driver(folder)?), Some(identity), move |_| spec.clone());
+    ours.boot_and_save(folder).await?;
+    Ok(Arc::new(ours))
+}
+
+/// Ends and takes away all machines of a run.
+pub(super) async fn clear_qemu(folder: &Path) -> Result<()> {
+    super::leftovers::clear_machines(&qemu_driver(folder)?).await
 }
 
 pub(super) fn simulated(arguments: &VmmArguments) -> Result<Arc<Ours>> {

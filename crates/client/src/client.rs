@@ -208,7 +208,7 @@ impl Call<'_> {
     }
 
     pub(crate) fn json<T: Serialize>(mut self, value: &T) -> Result<Self> {
-        let bytes = serde_json::to_vec(value).map_err(|error| {
+        let bytes = flames_wire::to_json(value).map_err(|error| {
             Error::new(ErrorKind::InvalidInput, self.operation, "the request cannot be encoded")
                 .with_source(error)
         })?;

@@ -121,8 +121,8 @@ impl HostApi for FailoverHost {
         self.ask(|server| server.changes(session, after, wait)).await
     }
 
-    async fn report(&self, session: &HostSession, batch: ReportBatch) -> Result<Vec<ReportOutcome>> {
-        self.ask(|server| server.report(session, batch.clone())).await
+    async fn report(&self, session: &HostSession, batch: &ReportBatch) -> Result<Vec<ReportOutcome>> {
+        self.ask(|server| server.report(session, batch)).await
     }
 
     async fn report_snapshot(

@@ -55,7 +55,7 @@ pub trait HostApi: Debug + Send + Sync + 'static {
     /// Reports, at most [`MAX_REPORTS`](flames_wire::host::MAX_REPORTS) at once. Answers one outcome for each, in their order.
     ///
     /// Errors: `LeaseLost`; `NotFound`; `InvalidInput`; `Unavailable`; `OutcomeUnknown`.
-    async fn report(&self, session: &HostSession, batch: ReportBatch) -> Result<Vec<ReportOutcome>>;
+    async fn report(&self, session: &HostSession, batch: &ReportBatch) -> Result<Vec<ReportOutcome>>;
 
     /// Reports on a snapshot that an assignment orders.
     ///
@@ -231,9 +231,9 @@ impl HostApi for HostClient {
         call.query(&query)?.waits(wait).read().await
     }
 
-    async fn report(&self, session: &HostSession, batch: ReportBatch) -> Result<Vec<ReportOutcome>> {
+    async fn report(&self, session: &HostSession, batch: &ReportBatch) -> Result<Vec<ReportOutcome>> {
         let call = self.call("host.report", Method::POST, "reports", session)?;
-        let outcomes: ReportOutcomes = call.json(&batch)?.read().await?;
+        let outcomes: ReportOutcomes = call.json(batch)?.read().await?;
         Ok(outcomes.outcomes)
     }
 

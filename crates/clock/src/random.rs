@@ -1,5 +1,6 @@
 //! Randomness.
 
+use std::cell::RefCell;
 use std::fmt::Debug;
 use std::sync::Mutex;
 
@@ -37,12 +38,46 @@ impl<R: Random + ?Sized> RandomExt for R {}
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemRandom;
 
+/// What one thread asked the operating system for ahead: a VM takes some five small draws, each of which would be a system call. What was
+/// handed out is not kept. A process that forked without executing another program would repeat it, and this one never does; so would a machine that was saved
+/// with its memory and restored twice, so programs within guests ask the kernel each time and not this.
+struct Ahead {
+    bytes: [u8; 256],
+    /// How many of them, from the front, were not handed out.
+    left: usize,
+}
+
+thread_local! {
+    static AHEAD: RefCell<Ahead> = const { RefCell::new(Ahead { bytes: [0; 256], left: 0 }) };
+}
+
+impl Ahead {
+    fn take(&mut self, buffer: &mut [u8]) {
+        if self.left < buffer.len() {
+            from_system(&mut self.bytes);
+            self.left = self.bytes.len();
+        }
+        let rest = self.left - buffer.len();
+        buffer.copy_from_slice(&self.bytes[rest..self.left]);
+        self.bytes[rest..self.left].fill(0);
+        self.left = rest;
+    }
+}
+
+fn from_system(buffer: &mut [u8]) {
+    // getrandom(2) on Linux cannot fail once the pool is initialised, and blocks until it is. A machine without it has no
+    // way to make a secret, so there is nothing to fall back to.
+    #[allow(clippy::expect_used)]
+    getrandom::fill(buffer).expect("the operating system gives random bytes");
+}
+
 impl Random for SystemRandom {
     fn fill(&self, buffer: &mut [u8]) {
-        // getrandom(2) on Linux cannot fail once the pool is initialised, and blocks until it is. A machine without it has no
-        // way to make a secret, so there is nothing to fall back to.
-        #[allow(clippy::expect_used)]
-        getrandom::fill(buffer).expect("the operating system gives random bytes");
+        // Long ones are asked for by themselves; so is everything while a thread ends.
+        let drawn = buffer.len() <= 64 && AHEAD.try_with(|ahead| ahead.borrow_mut().take(buffer)).is_ok();
+        if !drawn {
+            from_system(buffer);
+        }
     }
 }
 
@@ -80,5 +115,20 @@ mod tests {
     #[test]
     fn the_system_does_not_give_the_same_bytes_twice() {
         assert_ne!(SystemRandom.bytes::<32>(), SystemRandom.bytes::<32>());
+        let draws: std::collections::BTreeSet<[u8; 8]> =
+            (0..1_000).map(|_| SystemRandom.bytes::<8>()).collect();
+        assert_eq!(draws.len(), 1_000);
+    }
+
+    #[test]
+    fn what_the_system_gave_ahead_is_handed_out_once_whatever_the_lengths() {
+        let mut ahead = Ahead { bytes: [0; 256], left: 0 };
+        for length in [1, 64, 16, 33, 64, 64, 10, 64, 0, 7] {
+            let (before, mut drawn) = (ahead.left, vec![0; length]);
+            ahead.take(&mut drawn);
+            assert!(length < 8 || drawn.iter().any(|byte| *byte != 0));
+            assert!(ahead.left == before - length.min(before) || ahead.left == 256 - length);
+            assert!(ahead.bytes[ahead.left..].iter().all(|byte| *byte == 0), "what was handed out is kept");
+        }
     }
 }

@@ -17,7 +17,7 @@ pub struct Monotonic(Duration);
 
 impl Monotonic {
     /// A reading that lies `since_origin` after the clock's origin.
-    pub fn from_origin(since_origin: Duration) -> Self {
+    pub const fn from_origin(since_origin: Duration) -> Self {
         Self(since_origin)
     }
 

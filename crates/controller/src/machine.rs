@@ -128,7 +128,7 @@ pub(crate) fn workload(assignment: &Assignment) -> WorkloadConfig {
 
 /// A command replaces the image's entrypoint and arguments; arguments alone replace the image's arguments only. Empty: no workload.
 fn argv(assignment: &Assignment) -> Vec<String> {
-    let (VmSpec { command, args, .. }, image) = (&assignment.spec, &assignment.image.defaults);
+    let (VmSpec { command, args, .. }, image) = (&*assignment.spec, &assignment.image.defaults);
     let (program, arguments) = match command {
         Some(command) => (command, args),
         None if args.is_empty() => (&image.entrypoint, &image.cmd),

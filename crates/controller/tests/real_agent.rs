@@ -108,9 +108,9 @@ impl HostApi for OneVm {
         };
         Ok(Changes { changed: assignment.into_iter().map(assigned).collect(), next })
     }
-    async fn report(&self, _: &HostSession, batch: ReportBatch) -> Result<Vec<ReportOutcome>> {
+    async fn report(&self, _: &HostSession, batch: &ReportBatch) -> Result<Vec<ReportOutcome>> {
         let outcomes = vec![ReportOutcome::Taken; batch.reports.len()];
-        self.report.send_replace(batch.reports.into_iter().next_back());
+        self.report.send_replace(batch.reports.last().cloned());
         Ok(outcomes)
     }
     async fn report_snapshot(&self, _: &HostSession, _: &SnapshotReport) -> Result<SnapshotReportOutcome> {
@@ -319,7 +319,7 @@ async fn a_real_workload_that_is_not_there_failed_with_127_and_one_that_ends_wit
         let controller = world.start().await;
         let mut assignment = assignment(controller.id(), script);
         if script.is_empty() {
-            assignment.spec.command = Some(vec!["/no/such/program".to_owned()]);
+            Arc::make_mut(&mut assignment.spec).command = Some(vec!["/no/such/program".to_owned()]);
         }
         let id = assignment.incarnation;
         world.api.assignment.send_replace(Some(assignment));

@@ -15,6 +15,8 @@ use crate::{output, terminal};
 
 /// SIGINT's number on Linux (signal(7)).
 pub(crate) const SIGINT: u8 = 2;
+/// SIGPIPE's number on Linux (signal(7)).
+pub(crate) const SIGPIPE: u8 = 13;
 /// SIGTERM's number on Linux (signal(7)).
 pub(crate) const SIGTERM: u8 = 15;
 /// Pieces of input that wait to be sent.
@@ -53,6 +55,8 @@ pub(crate) enum Ended {
     Cut(u64),
     /// The user left it to itself.
     Left,
+    /// Nobody reads its output any more (`flames run … | head`).
+    Unread,
 }
 
 impl Ended {
@@ -63,6 +67,7 @@ impl Ended {
                 Ok(exit::of_workload(status.code, status.signal).unwrap_or(exit::FAILED).into())
             }
             Self::Left => Ok(ExitCode::from(128 + SIGINT)),
+            Self::Unread => Ok(ExitCode::from(128 + SIGPIPE)),
             Self::Cut(_) => Err(Failure::failed("The connection to the process broke.")
                 .advise("It runs on; see `flames attach`.")),
             Self::Silent => Err(Failure::failed("The process's output ended without its exit code.")
@@ -187,10 +192,13 @@ async fn show(receiver: &mut FrameReceiver, from: u64) -> Result<Ended, Failure>
             // Neither an end nor a reason that stands in the way of going on elsewhere.
             Ok(None) | Err(_) => return Ok(exited.map_or(Ended::Cut(shown), Ended::Exited)),
         };
+        let is_error = matches!(frame, StreamFrame::Stderr { .. });
         match frame {
-            StreamFrame::Stdout { offset, data } => shown = write_from(offset, &data, shown, output::write)?,
-            StreamFrame::Stderr { offset, data } => {
-                shown = write_from(offset, &data, shown, output::write_error)?;
+            StreamFrame::Stdout { offset, data } | StreamFrame::Stderr { offset, data } => {
+                match write_from(offset, &data, shown, is_error)? {
+                    Some(behind) => shown = behind,
+                    None => return Ok(Ended::Unread),
+                }
             }
             StreamFrame::Truncated { before } if before > shown => {
                 output::write_error(b"flames: some output is no longer kept\n")?;
@@ -203,16 +211,11 @@ async fn show(receiver: &mut FrameReceiver, from: u64) -> Result<Ended, Failure>
     }
 }
 
-/// Writes what was not shown before; answers the offset behind all that is shown now.
-fn write_from(
-    offset: u64,
-    data: &Bytes,
-    shown: u64,
-    write: impl Fn(&[u8]) -> Result<(), Failure>,
-) -> Result<u64, Failure> {
+/// Writes what was not shown before; answers the offset behind all that is shown now, or none when nobody reads it.
+fn write_from(offset: u64, data: &Bytes, shown: u64, is_error: bool) -> Result<Option<u64>, Failure> {
     let known = usize::try_from(shown.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
-    write(&data[known..])?;
-    Ok(shown.max(offset.saturating_add(data.len() as u64)))
+    let is_read = output::write_if_read(&data[known..], is_error)?;
+    Ok(is_read.then(|| shown.max(offset.saturating_add(data.len() as u64))))
 }
 
 /// Standard input, read by a thread: a read of a terminal cannot be taken back, so it must not hold up the end of the process.

@@ -60,6 +60,17 @@ impl Failure {
         Self::new(USAGE, message)
     }
 
+    /// Words that are no command, as the parser tells of them: the sentence first, and then what is allowed.
+    pub(crate) fn of_usage(error: &clap::Error) -> Self {
+        let text = error.to_string();
+        let (message, advice) = text.split_once("\n\n").unwrap_or((&text, ""));
+        let failure = Self::usage(message.strip_prefix("error: ").unwrap_or(message).trim());
+        match advice.trim() {
+            "" => failure,
+            advice => failure.advise(advice),
+        }
+    }
+
     #[must_use]
     pub(crate) fn advise(mut self, advice: impl Into<String>) -> Self {
         self.advice = Some(advice.into().into());

@@ -8,6 +8,7 @@ mod connect;
 mod daemon;
 mod data;
 mod exit;
+mod memory;
 mod output;
 mod pack;
 mod progress;
@@ -36,9 +37,16 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => {
             // Help and version are no errors, and go to standard output.
-            let code = if error.use_stderr() { exit::USAGE } else { 0 };
-            let _ = error.print();
-            return code.into();
+            if !error.use_stderr() {
+                let _ = error.print();
+                return ExitCode::SUCCESS;
+            }
+            if asks_for_json(std::env::args_os()) {
+                Output { json: true, quiet: false }.failure(&Failure::of_usage(&error), None);
+            } else {
+                let _ = error.print();
+            }
+            return exit::USAGE.into();
         }
     };
     let output = Output { json: arguments.global.json, quiet: arguments.global.quiet };
@@ -51,6 +59,11 @@ fn main() -> ExitCode {
             failure.exit.into()
         }
     }
+}
+
+/// Whether words that could not be read as a command ask for JSON. What stands behind `--` is another program's.
+fn asks_for_json(mut words: impl Iterator<Item = std::ffi::OsString>) -> bool {
+    words.by_ref().take_while(|word| word != "--").any(|word| word == "--json")
 }
 
 /// Where pages about errors are served.
@@ -67,14 +80,27 @@ fn docs(arguments: &Arguments) -> Option<String> {
     }
 }
 
-/// For processes that serve.
-fn server_runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+/// Runs a process that serves: `run` to its end, and beside it what gives back memory.
+fn serve(run: impl Future<Output = Outcome>) -> Outcome {
+    flames_allocator::keep_freed_memory();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING)
         .enable_all()
         .build()
-        .map_err(|error| Failure::io("The runtime cannot be started", &error))
+        .map_err(|error| Failure::io("The runtime cannot be started", &error))?;
+    let clock = flames_clock::SystemClock::new();
+    let memory = memory::give_back_when_quiet(
+        &clock,
+        memory::processor_time,
+        flames_allocator::give_back_freed_memory,
+    );
+    runtime.block_on(async {
+        tokio::select! {
+            outcome = Box::pin(run) => outcome,
+            never = memory => never,
+        }
+    })
 }
 
 fn carry_out(arguments: Arguments, output: Output) -> Outcome {
@@ -85,12 +111,18 @@ fn carry_out(arguments: Arguments, output: Output) -> Outcome {
             clap_complete::generate(shell, &mut Arguments::command(), "flames", &mut script);
             output::write(&script).map(|()| ExitCode::SUCCESS)
         }
-        Command::Up(up) => server_runtime()?.block_on(Box::pin(up::run(&arguments.global, output, *up))),
+        Command::Up(up) => {
+            // On somebody's own machine it is to be small while it has little to do. Where that fails it is larger, and nothing else.
+            drop(flames_allocator::begin_on_small_pages());
+            serve(up::run(&arguments.global, output, *up))
+        }
         Command::Server(server) => {
-            server_runtime()?.block_on(Box::pin(server::run(&arguments.global, output, *server)))
+            flames_allocator::give_back_whole_huge_pages();
+            serve(server::run(&arguments.global, output, *server))
         }
         Command::Controllers { action: Some(ControllerAction::Run(run)) } => {
-            server_runtime()?.block_on(Box::pin(daemon::run(&arguments.global, output, *run)))
+            flames_allocator::give_back_whole_huge_pages();
+            serve(daemon::run(&arguments.global, output, *run))
         }
         _ => {
             let runtime = tokio::runtime::Builder::new_current_thread()

@@ -19,14 +19,28 @@ pub(crate) struct Output {
 
 /// Writes to standard output. A reader that is gone (`flames ps | head`) ends the process quietly, as other tools end.
 pub(crate) fn write(bytes: &[u8]) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    done(out.write_all(bytes).and_then(|()| out.flush()))
+    done(write_through(io::stdout().lock(), bytes))
+}
+
+/// Writes to standard output, or standard error. Answers whether anybody reads it: for what has more to end than itself.
+pub(crate) fn write_if_read(bytes: &[u8], to_error: bool) -> Result<bool, Failure> {
+    let written = match to_error {
+        true => write_through(io::stderr().lock(), bytes),
+        false => write_through(io::stdout().lock(), bytes),
+    };
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => done(written).map(|()| true),
+    }
+}
+
+fn write_through(mut out: impl Write, bytes: &[u8]) -> io::Result<()> {
+    out.write_all(bytes).and_then(|()| out.flush())
 }
 
 /// Writes to standard error.
 pub(crate) fn write_error(bytes: &[u8]) -> Result<(), Failure> {
-    let mut out = io::stderr().lock();
-    done(out.write_all(bytes).and_then(|()| out.flush()))
+    done(write_through(io::stderr().lock(), bytes))
 }
 
 fn done(written: io::Result<()>) -> Result<(), Failure> {

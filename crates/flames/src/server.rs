@@ -116,7 +116,8 @@ async fn serve(
         Some(tls) => ("https", Box::pin(tls.serve(listener, router, stop))),
         None => ("http", Box::pin(serve_tcp(listener, router, ServeConfig::default(), stop))),
     };
-    let served = Served::start(&plane.api, folder, token, process.listen, Some(serving)).await?;
+    let listener = bind(process.listen, "--listen").await?;
+    let served = Served::start(&plane.api, folder, token, listener, Some(serving)).await?;
     Ok((served, format!("{scheme}://{address}")))
 }
 

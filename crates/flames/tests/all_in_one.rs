@@ -36,8 +36,10 @@ fn a_second_up_on_one_folder_is_refused_and_says_who_works_there() {
 fn a_port_that_is_taken_is_told_with_what_to_do() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let said = Installation::new().run(&["up", "--listen", &port, "--driver", "simulated"]).failed(4);
+    let installation = Installation::new();
+    let said = installation.run(&["up", "--listen", &port, "--driver", "simulated"]).failed(4);
     assert!(said.contains("--listen"), "{said}");
+    assert!(!installation.data().exists(), "nothing was made");
 }
 
 #[test]

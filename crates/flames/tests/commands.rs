@@ -65,6 +65,26 @@ fn run_ends_as_its_workload_ends_and_keeps_its_outputs_apart() {
 fn run_with_rm_leaves_no_vm() {
     let installation = with_image();
     installation.run(&["run", "--rm", "test", "--", "exit", "5"]).failed(5);
+    let said = installation.run(&["run", "--rm", "--name", "gone", "test", "--", "nosuch"]).failed(127);
+    assert!(said.contains("Without --rm") && !said.contains("inspect gone"), "{said}");
+    assert_eq!(installation.run(&["-q", "ps", "--all"]).ok(), "");
+}
+
+#[test]
+fn a_run_whose_output_nobody_reads_any_more_ends_and_leaves_no_vm() {
+    let installation = with_image();
+    let mut command = installation.command(&["run", "--rm", "-i", "test", "--", "cat"]);
+    let mut run = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut input = run.stdin.take().unwrap();
+    input.write_all(b"first\n").unwrap();
+    let mut output = BufReader::new(run.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "first\n");
+    drop(output);
+    input.write_all(b"second\n").unwrap();
+    // As a shell tells of a program that SIGPIPE ended.
+    assert_eq!(wait(&mut run), 141);
     assert_eq!(installation.run(&["-q", "ps", "--all"]).ok(), "");
 }
 
@@ -286,6 +306,17 @@ fn events_tell_what_happened_in_order_and_can_be_followed() {
 }
 
 #[test]
+fn a_run_whose_time_was_up_says_so() {
+    let installation = with_image();
+    installation
+        .run(&["run", "-d", "--name", "x", "--timeout", "1s", "test", "--", "sleep", "infinity"])
+        .ok();
+    eventually("it is stopped", || (installation.inspect("x")["state"] == "stopped").then_some(()));
+    let reason = &installation.inspect("x")["reason"];
+    assert_eq!(reason["code"], "timed_out", "{reason}");
+}
+
+#[test]
 fn nothing_is_placed_on_a_cordoned_controller() {
     let installation = with_image();
     installation.run(&["controllers", "cordon", "local"]).ok();
@@ -363,6 +394,12 @@ fn images_are_imported_listed_refused_and_removed() {
     let hostile = hostile_archive();
     let said = bad(&["-"], &hostile);
     assert!(said.contains("IMAGE_REFUSED") && said.contains("escape"), "{said}");
+    let devices = archive_with_a_device();
+    let said = bad(&["-"], &devices);
+    assert!(said.contains("IMAGE_REFUSED") && said.contains("--device-nodes skip"), "{said}");
+    let skipped = &["image", "import", "skipped", "-", "--device-nodes", "skip"];
+    finish(&mut installation.command(skipped), &devices).ok();
+    installation.run(&["image", "rm", "skipped"]).ok();
     installation.run(&["image", "import", "x", "/no/such/file"]).failed(3);
     assert_eq!(installation.run(&["-q", "image", "ls"]).ok(), "");
     let left = std::fs::read_dir(installation.data().join("staging/uploads")).unwrap().count();
@@ -379,6 +416,33 @@ fn hostile_archive() -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     archive.append(&header, &b"evil"[..]).unwrap();
     archive.into_inner().unwrap()
+}
+
+/// A tar with `dev/null`, as one of a whole system has it.
+fn archive_with_a_device() -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.set_path("dev/null").unwrap();
+    header.set_entry_type(tar::EntryType::Char);
+    header.set_device_major(1).unwrap();
+    header.set_device_minor(3).unwrap();
+    header.set_mode(0o666);
+    header.set_size(0);
+    header.set_cksum();
+    let mut archive = tar::Builder::new(Vec::new());
+    archive.append(&header, &b""[..]).unwrap();
+    archive.into_inner().unwrap()
+}
+
+#[test]
+fn words_that_are_no_command_are_told_in_json_too() {
+    let said = finish(flames().args(["--json", "nosuch"]), b"").failed(2);
+    let told: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(told["error"]["exit_code"], 2);
+    assert!(told["error"]["message"].as_str().unwrap().contains("nosuch"), "{said}");
+    let nowhere = tempfile::tempdir().unwrap();
+    let others = ["exec", "x", "--", "--json", "--nosuch"];
+    let said = finish(flames().env("HOME", nowhere.path()).args(others), b"").failed(5);
+    assert!(said.starts_with("flames: "), "{said}");
 }
 
 #[test]

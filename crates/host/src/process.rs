@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use flames_clock::{Clock, ClockExt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getuid, pidfd_open, pidfd_send_signal, waitid,
@@ -185,6 +186,16 @@ impl Process {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Returns true once the process has ended, false after the deadline.
+    pub async fn ends_within(&self, clock: &dyn Clock, deadline: Duration) -> bool {
+        matches!(clock.timeout(deadline, self.ended()).await, Ok(Ok(())))
+    }
+
+    /// Kills the process and returns once it is gone; false when it does not go before the deadline.
+    pub async fn kill_within(&self, clock: &dyn Clock, deadline: Duration) -> bool {
+        (!self.is_alive() || self.kill().is_ok()) && self.ends_within(clock, deadline).await
     }
 
     /// Takes the exit status of an ended child; `None` when it is not our child, or was taken before.

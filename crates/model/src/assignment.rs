@@ -1,5 +1,7 @@
 //! What a controller is told.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -40,7 +42,7 @@ pub struct Assignment {
     /// What to make of it.
     pub wanted: Wanted,
     /// What the user asked for.
-    pub spec: VmSpec,
+    pub spec: Arc<VmSpec>,
     /// The revision of `spec.network`. Another than the host's last one is to be put in force on the machine that lives.
     #[serde(default, skip_serializing_if = "crate::vm::is_zero")]
     pub network_revision: u64,
@@ -52,6 +54,7 @@ pub struct Assignment {
     /// The root file system, resolved when it was placed.
     pub image: ImageManifest,
     /// The kernel, resolved when it was placed; none: the controller's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<ImageManifest>,
     /// What it is loaded from, when it starts from a snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]

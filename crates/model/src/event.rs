@@ -127,6 +127,7 @@ pub enum EventKind {
         /// Which state.
         state: IncarnationState,
         /// How the workload ended, when it has.
+        #[serde(skip_serializing_if = "Option::is_none")]
         exit: Option<Exit>,
     },
     /// A VM's incarnation gave back all that it held.
@@ -196,12 +197,16 @@ pub struct Event {
     /// What.
     pub kind: EventKind,
     /// The VM concerned.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub vm: Option<VmId>,
     /// The VM's name at that time.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub vm_name: Option<VmName>,
     /// The incarnation concerned.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<IncarnationId>,
     /// Why.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
 }
 

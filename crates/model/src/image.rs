@@ -27,8 +27,10 @@ pub struct ImageDefaults {
     /// `Env`.
     pub env: BTreeMap<String, String>,
     /// `WorkingDir`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub working_directory: Option<String>,
     /// `User`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
 

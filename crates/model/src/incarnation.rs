@@ -89,8 +89,10 @@ pub enum ExitCause {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Exit {
     /// The workload's exit code, when it exited.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<i32>,
     /// The signal that ended the workload, when one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
     /// When.
     pub at: Timestamp,
@@ -175,12 +177,15 @@ pub struct Incarnation {
     /// Where it is in its life, as last reported.
     pub state: IncarnationState,
     /// The state before it was lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub state_before_loss: Option<IncarnationState>,
     /// The last report's number. Reports count only with a larger one.
     pub sequence: u64,
     /// Why it is as it is, when that needs saying.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
     /// How it ended, when it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
     /// Where its ports are reached.
     pub endpoints: Vec<Endpoint>,
@@ -192,8 +197,10 @@ pub struct Incarnation {
     /// When it was placed.
     pub created_at: Timestamp,
     /// When its controller confirmed that it holds nothing more.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub released_at: Option<Timestamp>,
     /// When its controller confirmed that nothing of the VM is left on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub purged_at: Option<Timestamp>,
 }
 
@@ -256,8 +263,10 @@ pub struct Report {
     /// Where it is in its life.
     pub state: IncarnationState,
     /// Why, when that needs saying.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
     /// How it ended, when it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
     /// Where its ports are reached.
     pub endpoints: Vec<Endpoint>,

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::sync::Arc;
 
 use flames_error::{Error, Result};
 use serde::{Deserialize, Serialize};
+
+// Every record of a VM holds its names and labels, and is made of the one before it: they are shared, not copied.
 
 macro_rules! checked_text {
     ($(#[$doc:meta])* $name:ident, $field:literal, $allowed:expr, $sentence:literal) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// What is allowed, as a sentence for users.
@@ -21,7 +24,7 @@ macro_rules! checked_text {
             pub fn new(text: impl Into<String>) -> Result<Self> {
                 let text = text.into();
                 let allowed: fn(&str) -> bool = $allowed;
-                if allowed(&text) { Ok(Self(text)) } else { Err(Error::invalid("model.name", $field, $sentence)) }
+                if allowed(&text) { Ok(Self(text.into())) } else { Err(Error::invalid("model.name", $field, $sentence)) }
             }
 
             /// The text.
@@ -45,7 +48,7 @@ macro_rules! checked_text {
 
         impl From<$name> for String {
             fn from(name: $name) -> Self {
-                name.0
+                name.as_str().to_owned()
             }
         }
     };
@@ -108,7 +111,7 @@ checked_text!(
 /// Pairs by which things are chosen.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Labels(BTreeMap<String, String>);
+pub struct Labels(Arc<BTreeMap<String, String>>);
 
 impl Labels {
     /// The most labels of one thing.
@@ -126,7 +129,7 @@ impl Labels {
                 && value.bytes().all(allowed)
         };
         if pairs.len() <= Self::MAX && pairs.iter().all(fits) {
-            Ok(Self(pairs))
+            Ok(Self(pairs.into()))
         } else {
             Err(Error::invalid("model.labels", field, Self::RULE))
         }

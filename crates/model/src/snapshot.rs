@@ -1,5 +1,7 @@
 //! Saved guests: what a snapshot is, what it consists of, and how reports change it.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -173,7 +175,7 @@ pub struct Snapshot {
     /// The VM's labels at that time.
     pub labels: Labels,
     /// What the VM was asked to be.
-    pub spec: VmSpec,
+    pub spec: Arc<VmSpec>,
     /// The root file system that the guest has mounted.
     pub image: ImageManifest,
     /// The kernel that it names; none: its host's default.

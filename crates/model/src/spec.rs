@@ -12,6 +12,7 @@ pub struct VmSpec {
     /// The image its root file system comes from.
     pub image: ImageName,
     /// The kernel image it boots; none: the controller's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<ImageName>,
     /// Virtual processors.
     pub vcpus: u32,
@@ -22,6 +23,7 @@ pub struct VmSpec {
     /// Whether the writable layer outlives a run.
     pub disk: DiskKind,
     /// The workload's program and leading arguments. None: the image's own; if it has none, the VM stays up without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
     /// Arguments behind the command (or, without one, in place of the image's own arguments).
     pub args: Vec<String>,
@@ -30,8 +32,10 @@ pub struct VmSpec {
     /// As `env`, for values that must not be read back.
     pub secret_env: BTreeMap<String, SecretString>,
     /// The workload's working directory; none: the image's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub working_directory: Option<String>,
     /// The workload's user: a name or uid, with an optional `:group`; none: the image's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Whether the workload runs on a terminal.
     pub tty: bool,
@@ -50,8 +54,10 @@ pub struct VmSpec {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wake_on_request: bool,
     /// How long one run may take, in milliseconds, from when it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// How long after its run ended the VM is deleted by itself, in milliseconds; none: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_delete_after_ms: Option<u64>,
     /// How long the workload has to end when asked to, in milliseconds, before it is killed.
     pub stop_grace_ms: u64,
@@ -103,6 +109,7 @@ pub struct PortSpec {
     /// The port inside the guest.
     pub guest_port: u16,
     /// The port on the host's loopback address; none: any free one, on hosts that give guests ports of theirs.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub host_port: Option<u16>,
 }
 
@@ -129,6 +136,7 @@ pub struct RestartPolicy {
     /// The longest wait, in milliseconds. A run that lasted longer than this starts the waits anew.
     pub backoff_max_ms: u64,
     /// The most restarts in a row; none: no end.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_restarts: Option<u32>,
 }
 

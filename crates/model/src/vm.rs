@@ -1,5 +1,7 @@
 //! What a user wants, and how it looks from outside.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -33,14 +35,15 @@ pub struct Vm {
     pub name: VmName,
     /// What it is chosen by.
     pub labels: Labels,
-    /// What was asked for.
-    pub spec: VmSpec,
+    /// What was asked for. Shared by all that is made of it: a change makes another one ([`Arc::make_mut`]).
+    pub spec: Arc<VmSpec>,
     /// Counts the changes of `spec.network`: its revision. What a host is told and reports names it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub network_revision: u64,
     /// What is wanted of it.
     pub desired: DesiredState,
     /// Why that is wanted, where it was not simply asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub desired_reason: Option<Reason>,
     /// Counts the runs that were asked for: bumped by create, start and restart. A run that ended is started again only by the
     /// restart policy or by a larger number here.
@@ -50,14 +53,18 @@ pub struct Vm {
     /// Counts the placements, and gives each its fencing token.
     pub placements: u64,
     /// The current incarnation.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<IncarnationId>,
     /// Its persistent disk, once it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskId>,
     /// When the present run is to be stopped at the latest.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Timestamp>,
     /// How often the present run was started again in a row.
     pub restarts: u32,
     /// Why it has no place, while it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub unplaced: Option<Reason>,
     /// The snapshot that it was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,6 +74,7 @@ pub struct Vm {
     /// When this record changed last.
     pub updated_at: Timestamp,
     /// When it was gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub deleted_at: Option<Timestamp>,
 }
 

@@ -117,7 +117,7 @@ impl World {
             project: ProjectName::new("default").unwrap(),
             name: VmName::new("a").unwrap(),
             labels: Labels::default(),
-            spec,
+            spec: spec.into(),
             desired: DesiredState::Running,
             desired_reason: None,
             run: 1,

@@ -70,7 +70,7 @@ fn snapshot() -> Snapshot {
         parent: None,
         base: Some(SnapshotId::from_uuid(Uuid::from_u128(2))),
         labels: Labels::default(),
-        spec: spec(),
+        spec: spec().into(),
         image,
         kernel: None,
         platform: SnapshotPlatform::of(&driver("simulated"), None),

@@ -71,7 +71,7 @@ impl RestingVms {
 
 /// Whether a request for one of its ports wakes it. One that failed would fail again with each request.
 fn rests(entry: &VmEntry) -> bool {
-    let VmSpec { wake_on_request, ports, .. } = &entry.vm.spec;
+    let VmSpec { wake_on_request, ports, .. } = &*entry.vm.spec;
     *wake_on_request && !ports.is_empty() && matches!(entry.state(), VmState::Stopped | VmState::Paused)
 }
 

@@ -7,7 +7,7 @@ use flames_clock::{ClockExt, Timestamp};
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{
     Actor, Assignment, DesiredState, Event, EventKind, Incarnation, IncarnationId, ProjectName, Reason,
-    ReasonCode, Step, Vm, Wanted, next_step,
+    ReasonCode, SecretString, Step, Vm, Wanted, next_step,
 };
 use flames_records::{Change, DueEntry, DueKey, Tombstone, Versioned, VmEntry};
 use tokio::sync::Semaphore;
@@ -222,7 +222,7 @@ impl VmReconciler {
             if told.wanted != wanted || another {
                 let mut tell = Assignment { wanted, ..Assignment::clone(&told) };
                 if another {
-                    tell.spec.network.clone_from(&entry.vm.spec.network);
+                    Arc::make_mut(&mut tell.spec).network.clone_from(&entry.vm.spec.network);
                     tell.network_revision = entry.vm.network_revision;
                 }
                 change.update_assignment(&told, tell);
@@ -292,8 +292,14 @@ impl VmReconciler {
             self.abandon_snapshot(&mut change, &vm, &assignment).await?;
         }
         let event = self.event(&vm, vm.incarnation, EventKind::VmDeleted, vm.desired_reason.clone());
+        // Nothing is started with them any more.
+        let mut buried = vm.clone();
+        Arc::make_mut(&mut buried.spec)
+            .secret_env
+            .values_mut()
+            .for_each(|secret| *secret = SecretString::new(""));
         change
-            .bury_vm(&entry.vm, &Tombstone { vm: vm.clone(), incarnation })
+            .bury_vm(&entry.vm, &Tombstone { vm: buried, incarnation })
             .event(Some(&vm.project), &event)
             .due(&vm.project, vm.id, self.purge_at(now));
         Ok(change)

@@ -13,6 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Done, ReconcileParts, VmReconciler};
 
+/// How many times a commit lets all else go first, by turns. Fewer, and requests wait for what was accepted before them; more, and it is done later, with
+/// memory that is cold by then. Found by measuring: see `docs/plan.md`, `bench api`.
+const YIELDS: [u32; 2] = [1, 2];
 /// The longest pause before a job that failed is tried again.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
@@ -27,6 +30,7 @@ pub(crate) async fn run(
 ) {
     let Ok(worker) = WorkerId::new(format!("reconcile-{number}")) else { return };
     let mut wakeups: Option<WakeupStream> = None;
+    let mut commits = 0;
     while let Some(turn) = stop.run_until_cancelled(listening.acquire()).await {
         let jobs = take(&parts, &topic, &worker, &mut wakeups, &stop).await;
         drop(turn);
@@ -41,8 +45,12 @@ pub(crate) async fn run(
                 settle(&parts, job, due, outcome).await;
                 done += 1;
             }
-            // Over a store that answers at once nothing else here ever waits, and requests come first.
-            tokio::task::yield_now().await;
+            // Over a store that answers at once nothing else here ever waits, and requests come first: on a busy server each commit waits
+            // for so many rounds of all else that is ready, on an idle one for nothing.
+            commits += 1;
+            for _ in 0..YIELDS[commits % YIELDS.len()] {
+                tokio::task::yield_now().await;
+            }
         }
     }
 }

@@ -26,7 +26,10 @@ fn with_key(key: &str, body: &str) -> Mutation {
 async fn a_vm_is_placed_runs_stops_starts_anew_and_is_deleted_without_a_trace() {
     let world = World::looking_seldom().await;
     let mut host = world.add_host(1, 4).await;
-    assert_eq!(world.create("a", |_| {}).await.state, VmState::Pending);
+    let with_secret = |spec: &mut VmSpec| {
+        spec.secret_env.insert("TOKEN".to_owned(), SecretString::new("hunter2"));
+    };
+    assert_eq!(world.create("a", with_secret).await.state, VmState::Pending);
     world.settle().await;
     assert_eq!(world.state("a").await, VmState::Scheduled);
     host.obey(&world).await;
@@ -54,7 +57,11 @@ async fn a_vm_is_placed_runs_stops_starts_anew_and_is_deleted_without_a_trace() 
     world.settle().await;
     host.obey(&world).await;
     world.settle().await;
-    assert_eq!(world.service.get_vm(&caller(), &id.into()).await.unwrap().state, VmState::Deleted);
+    let buried = world.service.get_vm(&caller(), &id.into()).await.unwrap();
+    assert_eq!(buried.state, VmState::Deleted);
+    let kept: Vec<_> =
+        buried.vm.spec.secret_env.iter().map(|(name, value)| (&**name, value.expose())).collect();
+    assert_eq!(kept, [("TOKEN", "")], "its secrets are gone with it");
     assert!(world.records.assignments(host.session.controller, None, 10).await.unwrap().items.is_empty());
     let page = world.service.list_vms(&caller(), &VmFilter::default(), None, 10).await.unwrap();
     assert!(page.items.is_empty());

@@ -123,7 +123,7 @@ async fn a_host_that_cannot_change_what_runs_is_a_refusal_until_the_vm_is_stoppe
     world.service.start_vm(&caller(), &reference("web"), &Mutation::default()).await.unwrap();
     world.settle().await;
     let told = host.assignment(&world, "web").await;
-    assert_eq!((told.network_revision, told.spec.network), (1, unrestricted));
+    assert_eq!((told.network_revision, &told.spec.network), (1, &unrestricted));
     host.obey(&world).await;
     assert!(is_in_force(&world, "web").await);
     // Where its next run may be is judged when it is placed.
@@ -146,7 +146,7 @@ async fn a_vm_without_a_place_is_placed_under_the_network_that_is_wanted_last() 
     world.clock.advance(Duration::from_secs(5)).await;
     world.settle().await;
     let told = host.assignment(&world, "web").await;
-    assert_eq!((told.network_revision, told.spec.network), (1, allow()));
+    assert_eq!((told.network_revision, &told.spec.network), (1, &allow()));
     host.obey(&world).await;
     assert!(is_in_force(&world, "web").await);
 }

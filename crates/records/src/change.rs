@@ -64,6 +64,15 @@ impl Change {
     }
 
     pub(crate) fn insert<T: Record>(&mut self, key: Result<Key>, record: impl IntoShared<T>) -> &mut Self {
+        self.step(|commit| {
+            let key = key?;
+            commit.check(Check::Absent(key.clone())).put(key, encode(&*record.into_shared())?);
+            Ok(())
+        })
+    }
+
+    /// As [`Change::insert`], for what is read again at once.
+    fn insert_kept<T: Record>(&mut self, key: Result<Key>, record: impl IntoShared<T>) -> &mut Self {
         self.try_step(|change| {
             let (key, record) = (key?, record.into_shared());
             change.commit.check(Check::Absent(key.clone())).put(key.clone(), encode(&*record)?);
@@ -175,7 +184,7 @@ impl Change {
     pub fn insert_incarnation(&mut self, new: impl IntoShared<Incarnation>) -> &mut Self {
         let new = new.into_shared();
         let key = keys::incarnation(&new.project, new.vm, new.id);
-        self.insert(key, new)
+        self.insert_kept(key, new)
     }
 
     /// Replaces an incarnation.
@@ -207,7 +216,8 @@ impl Change {
     /// Adds an assignment and tells its controller.
     pub fn insert_assignment(&mut self, new: impl IntoShared<Assignment>) -> &mut Self {
         let new = new.into_shared();
-        self.insert(keys::assignment(new.controller, new.incarnation), Arc::clone(&new)).tell_controller(&new)
+        self.insert_kept(keys::assignment(new.controller, new.incarnation), Arc::clone(&new))
+            .tell_controller(&new)
     }
 
     /// Replaces an assignment and tells its controller.

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::fmt::{Arguments, Write};
 
-use bytes::Bytes;
 use flames_clock::Timestamp;
 use flames_error::{Error, Result};
 use flames_model::{
@@ -25,7 +24,7 @@ fn key(text: Arguments<'_>) -> Result<Key> {
         scratch.write_fmt(text).map_err(|error| {
             Error::internal("records.key", "a part of a key cannot be spelled").with_source(error)
         })?;
-        Key::new(Bytes::copy_from_slice(scratch.as_bytes()))
+        Key::new(&*scratch)
     })
 }
 

@@ -99,12 +99,17 @@ impl Records {
         Ok(read)
     }
 
+    /// A VM that nobody has just written is read to be listed, or to be placed, which writes another version of it: it is not kept.
+    fn decode_vm(&self, entry: &Entry) -> Result<Versioned<Vm>> {
+        self.decoded.get(entry).map_or_else(|| decode(entry), Ok)
+    }
+
     /// Puts each VM together with its current incarnation.
     fn group(&self, entries: &[Entry]) -> Result<Vec<VmEntry>> {
         let mut vms: Vec<VmEntry> = Vec::new();
         for entry in entries {
             if entry.key.as_bytes().iter().filter(|byte| **byte == b'/').count() == 2 {
-                vms.push(VmEntry { vm: self.decode(entry)?, incarnation: None });
+                vms.push(VmEntry { vm: self.decode_vm(entry)?, incarnation: None });
             } else if let Some(owner) = vms.last_mut() {
                 let incarnation: Versioned<Incarnation> = self.decode(entry)?;
                 if incarnation.vm == owner.vm.id && owner.vm.incarnation == Some(incarnation.id) {

@@ -16,6 +16,27 @@ use crate::{Caller, Mutation, Service, codes};
 /// How far an import is, as a sentence for users.
 pub type ImportProgress = mpsc::Sender<String>;
 
+/// What becomes of device nodes in an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceNodes {
+    /// The archive is refused: a guest's `/dev` is made by its kernel, so that honest images need none.
+    #[default]
+    Refuse,
+    /// They are left out.
+    Skip,
+    /// They are made.
+    Keep,
+}
+
+/// What an archive is to become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewImage {
+    /// What it is for.
+    pub kind: ImageKind,
+    /// What becomes of device nodes in it.
+    pub device_nodes: DeviceNodes,
+}
+
 /// What an import made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Imported {
@@ -29,12 +50,7 @@ pub trait ImageImporter: Debug + Send + Sync + 'static {
     /// Makes an image of an archive (or a kernel of its file) and stores its blob. A failed import leaves nothing.
     ///
     /// Errors: `InvalidInput` with a user message when the archive is refused; `Exhausted`; `Unavailable`.
-    async fn import(
-        &self,
-        kind: ImageKind,
-        archive: ByteStream,
-        progress: ImportProgress,
-    ) -> Result<Imported>;
+    async fn import(&self, new: NewImage, archive: ByteStream, progress: ImportProgress) -> Result<Imported>;
 }
 
 impl Service {
@@ -45,7 +61,7 @@ impl Service {
         &self,
         caller: &Caller,
         name: &ImageName,
-        kind: ImageKind,
+        new: NewImage,
         archive: ByteStream,
         progress: ImportProgress,
         mutation: &Mutation,
@@ -54,13 +70,9 @@ impl Service {
             return Ok(image);
         }
         let imported =
-            self.parts.importer.import(kind, archive, progress).await.map_err(|error| {
-                match error.kind() {
-                    ErrorKind::InvalidInput if error.code().is_none() => {
-                        error.with_code(codes::IMAGE_REFUSED)
-                    }
-                    _ => error,
-                }
+            self.parts.importer.import(new, archive, progress).await.map_err(|error| match error.kind() {
+                ErrorKind::InvalidInput if error.code().is_none() => error.with_code(codes::IMAGE_REFUSED),
+                _ => error,
             })?;
         match self.name_image(caller, name, imported.manifest, mutation).await {
             // Found by the import, and swept before it had a name: the next import stores it anew.

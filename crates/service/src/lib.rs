@@ -41,7 +41,7 @@ pub use flames_blob as blob;
 pub use flames_records::{EventEntry, JoinToken, ListPage, Position, Records, VmFilter};
 pub use host::{Assigned, AssignedChanges, HostProof, HostSession, Register, Registered, Renewed};
 pub use host_blobs::HostBlobs;
-pub use images::{ImageImporter, ImportProgress, Imported};
+pub use images::{DeviceNodes, ImageImporter, ImportProgress, Imported, NewImage};
 pub use join::NewJoinToken;
 pub use links::{HostLinks, LinkChannel, LinkStream, LinkTarget, NoLinks, ProcessSpec};
 pub use report::ReportOutcome;

@@ -12,10 +12,13 @@ use tokio::sync::mpsc;
 
 use crate::{Caller, Service, VmRef, codes};
 
-/// How long a host that does not have a VM of its own is asked again.
+/// How long a host is asked again that has no link yet, or does not have a VM of its own.
 const TAKEN_UP_WITHIN: Duration = Duration::from_secs(3);
 /// The pause before it is.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+const UNREACHABLE: &str =
+    "The VM's host cannot be reached right now. Try again, and see `flames controllers`.";
 
 /// Which guest is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +146,10 @@ pub struct NoLinks;
 #[async_trait]
 impl HostLinks for NoLinks {
     async fn open(&self, _target: LinkTarget, _stream: LinkStream) -> Result<LinkChannel> {
-        Err(Error::unavailable("links.open", "no link to any controller"))
+        // There will be none, so nobody is to wait for one.
+        Err(Error::unavailable("links.open", "no link to any controller")
+            .with_code(codes::HOST_UNREACHABLE)
+            .with_user_message(UNREACHABLE))
     }
 }
 
@@ -155,27 +161,13 @@ impl LinkStream {
 }
 
 impl Service {
-    /// Opens a stream to a VM's current incarnation. A host that was started anew a moment ago takes its VMs up again first, and is asked again
-    /// until it has.
+    /// Opens a stream to a VM's current incarnation. A host that was started anew a moment ago dials in and takes its VMs up again first, and is
+    /// asked again until it has, for 3 seconds at most.
     ///
     /// Errors: `NotFound` ([`codes::VM_NOT_FOUND`]); `Conflict` ([`codes::VM_NOT_RUNNING`]) when it does not run;
     /// `Unavailable` ([`codes::HOST_UNREACHABLE`]).
     pub async fn open_stream(&self, caller: &Caller, vm: &VmRef, stream: LinkStream) -> Result<LinkChannel> {
-        let until = self.clock().monotonic().saturating_add(TAKEN_UP_WITHIN);
-        loop {
-            let target = self.stream_target(caller, vm, &stream).await?;
-            match self.open_link(target, stream.clone()).await {
-                // Not taken up yet; or gone, which the VM's record says in a moment.
-                Err(error)
-                    if error.kind() == ErrorKind::NotFound
-                        && error.code().is_none()
-                        && self.clock().monotonic() < until =>
-                {
-                    self.clock().sleep(ASK_AGAIN).await;
-                }
-                opened => return opened,
-            }
-        }
+        self.open_taken_up(&stream, || self.stream_target(caller, vm, &stream)).await
     }
 
     /// The incarnation that a stream is for.
@@ -199,19 +191,43 @@ impl Service {
         Ok(LinkTarget { incarnation: incarnation.id, vm: view.vm.id, controller: incarnation.controller })
     }
 
-    /// Opens a stream to one incarnation, whatever became of it: its controller refuses what it does not own. For parts of the system that
-    /// hold a target on behalf of a VM, as an ingress does; callers of the API come through [`Service::open_stream`].
+    /// Opens a stream to one incarnation, whatever became of it: its controller refuses what it does not own. Waits as [`Service::open_stream`]
+    /// does. For parts of the system that hold a target on behalf of a VM, as an ingress does; callers of the API come through
+    /// [`Service::open_stream`].
     ///
-    /// Errors: `NotFound` when its controller does not own it; `Unavailable` ([`codes::HOST_UNREACHABLE`]).
+    /// Errors: `Unavailable` ([`codes::HOST_UNREACHABLE`]), also when its controller does not own it.
     pub async fn open_link(&self, target: LinkTarget, stream: LinkStream) -> Result<LinkChannel> {
-        self.parts.links.open(target, stream).await.map_err(|error| match error.kind() {
-            ErrorKind::Unavailable if error.code().is_none() => {
-                error.with_code(codes::HOST_UNREACHABLE).with_user_message(
-                    "The VM's host cannot be reached right now. Try again, and see `flames controllers`.",
-                )
-            }
-            _ => error,
-        })
+        self.open_taken_up(&stream, || std::future::ready(Ok(target))).await
+    }
+
+    /// Opens a stream to the target, which is asked for again before each try. A host without a link was started anew a moment ago, or we were;
+    /// one that does not have the target has not taken it up yet, or it is gone, which the record says in a moment.
+    async fn open_taken_up<T: Future<Output = Result<LinkTarget>>>(
+        &self,
+        stream: &LinkStream,
+        target: impl Fn() -> T,
+    ) -> Result<LinkChannel> {
+        let until = self.clock().monotonic().saturating_add(TAKEN_UP_WITHIN);
+        loop {
+            let error = match self.parts.links.open(target().await?, stream.clone()).await {
+                Ok(channel) => return Ok(channel),
+                Err(error) if error.code().is_some() => return Err(error),
+                Err(error) => error,
+            };
+            let sentence = match error.kind() {
+                ErrorKind::Unavailable | ErrorKind::NotFound if self.clock().monotonic() < until => {
+                    self.clock().sleep(ASK_AGAIN).await;
+                    continue;
+                }
+                ErrorKind::Unavailable => UNREACHABLE,
+                ErrorKind::NotFound => "The VM is just changing. Try again.",
+                _ => return Err(error),
+            };
+            return Err(error
+                .with_kind(ErrorKind::Unavailable)
+                .with_code(codes::HOST_UNREACHABLE)
+                .with_user_message(sentence));
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Changing the network of a VM.
 
+use std::sync::Arc;
+
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{Controller, ControllerId, DesiredState, EventKind, Incarnation, NetworkSpec, Vm};
 use flames_records::VmEntry;
@@ -30,6 +32,8 @@ impl Service {
         network: NetworkSpec,
         mutation: &Mutation,
     ) -> Result<VmView> {
+        // First of all: what is never allowed is refused for what it is, not for a generation that is stale as well (RFC 9110 §13.2.1).
+        network.validate().map_err(codes::coded_input)?;
         for _ in 0..ATTEMPTS {
             let host = self.host_of_living(caller, vm).await?;
             let known = host.as_ref().map(|(id, _)| *id);
@@ -43,8 +47,7 @@ impl Service {
                         return Ok(Decision::Unchanged);
                     }
                     let mut new = Vm { network_revision: old.network_revision + 1, ..old.clone() };
-                    new.spec.network.clone_from(&network);
-                    new.spec.validate().map_err(codes::coded_input)?;
+                    Arc::make_mut(&mut new.spec).network.clone_from(&network);
                     if let Some(incarnation) = living(entry) {
                         if known != Some(incarnation.controller) {
                             return Err(moved());

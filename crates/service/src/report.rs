@@ -197,21 +197,29 @@ impl Service {
         {
             change.update_allocation(&allocation, allocation.without(freed, address));
         }
-        if let Some(at) = self.needs_attention(entry, &after, now).await? {
+        if let Some(at) = self.needs_attention(entry, before, &after, now).await? {
             change.due(&entry.vm.project, entry.vm.id, at);
         }
         Ok(change)
     }
 
-    /// From when on reconciliation must look at the VM again, if it must, given that its incarnation is now `after`.
+    /// From when on reconciliation must look at the VM again, if it must, given that its incarnation was
+    /// `before` and is now `after`.
     async fn needs_attention(
         &self,
         entry: &VmEntry,
+        before: &Incarnation,
         after: &Incarnation,
         now: flames_model::Timestamp,
     ) -> Result<Option<flames_model::Timestamp>> {
+        let wanted_before = match next_step(&entry.vm, Some(before), now) {
+            Step::Want(wanted, _) => Some(wanted),
+            _ => None,
+        };
         Ok(match next_step(&entry.vm, Some(after), now) {
             Step::Wait(at) => at,
+            // Whoever came to want it left a due entry in the same commit: the controller was told, or will be.
+            Step::Want(wanted, _) if wanted_before == Some(wanted) => None,
             Step::Want(wanted, _) => {
                 let told = self.records().assignment(after.controller, after.id).await?;
                 (told.is_none_or(|told| told.wanted != wanted)).then_some(now)

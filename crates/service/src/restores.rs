@@ -1,11 +1,13 @@
 //! Making VMs from snapshots.
 
+use std::sync::Arc;
+
 use flames_error::{Error, ErrorKind, Result};
-use flames_model::{EventKind, Labels, NetworkSpec, Snapshot, SnapshotState, Vm, VmName, VmState};
+use flames_model::{EventKind, Labels, NetworkSpec, Snapshot, SnapshotState, Vm, VmName, VmSpec, VmState};
 use flames_records::{Change, Outcome};
 
 use crate::mutation::ATTEMPTS;
-use crate::{Caller, CreateVm, Mutation, Service, SnapshotRef, VmView, codes};
+use crate::{Caller, Mutation, Service, SnapshotRef, VmView, codes};
 
 /// What a VM that is made from a snapshot has of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -39,7 +41,7 @@ impl Service {
             if found.state != SnapshotState::Ready {
                 return Err(not_ready(&found));
             }
-            let mut spec = found.spec.clone();
+            let mut spec = VmSpec::clone(&found.spec);
             for port in &mut spec.ports {
                 // The VM that was saved may have it.
                 port.host_port = None;
@@ -49,8 +51,8 @@ impl Service {
                 spec.validate().map_err(codes::coded_input)?;
             }
             let labels = restore.labels.clone().unwrap_or_else(|| found.labels.clone());
-            let create = CreateVm { name: restore.name.clone(), labels, spec };
-            let vm = Vm { restored_from: Some(found.id), ..self.new_vm(caller, &create)? };
+            let new = self.new_vm(caller, restore.name.as_ref(), &labels, &Arc::new(spec))?;
+            let vm = Vm { restored_from: Some(found.id), ..new };
             let mut change = Change::new();
             change
                 .insert_vm(&vm)

@@ -30,14 +30,16 @@ impl Service {
     /// Errors: `InvalidInput` ([`codes::INVALID_FIELD`], naming field and range; [`codes::IDEMPOTENCY_KEY_REUSED`]); `NotFound`
     /// ([`codes::IMAGE_NOT_FOUND`]); `AlreadyExists` ([`codes::VM_NAME_TAKEN`]); `Unavailable`; `OutcomeUnknown`.
     pub async fn create_vm(&self, caller: &Caller, create: CreateVm, mutation: &Mutation) -> Result<VmView> {
-        create.spec.validate().map_err(codes::coded_input)?;
+        let CreateVm { name, labels, spec } = create;
+        spec.validate().map_err(codes::coded_input)?;
+        let spec = Arc::new(spec);
         for _ in 0..ATTEMPTS {
-            let (image, kernel) = match self.usable_images(caller, &create.spec).await {
+            let (image, kernel) = match self.usable_images(caller, &spec).await {
                 Ok(images) => images,
                 // What was carried out once stays so, whatever became of its images since.
                 Err(error) => return self.replayed_vm(caller, mutation).await?.ok_or(error),
             };
-            let vm = Arc::new(self.new_vm(caller, &create)?);
+            let vm = Arc::new(self.new_vm(caller, name.as_ref(), &labels, &spec)?);
             let mut change = Change::new();
             change
                 .insert_vm(Arc::clone(&vm))
@@ -60,7 +62,7 @@ impl Service {
                     if let Some(view) = self.replayed_vm(caller, mutation).await? {
                         return Ok(view);
                     }
-                    if let Some(name) = &create.name
+                    if let Some(name) = &name
                         && let Some(other) = self.records().vm_named(&caller.project, name).await?
                     {
                         return Err(name_taken(name, other));
@@ -84,10 +86,17 @@ impl Service {
         }
     }
 
-    pub(crate) fn new_vm(&self, caller: &Caller, create: &CreateVm) -> Result<Vm> {
+    /// A VM that is wanted running from now on. Without a name, one is made up.
+    pub(crate) fn new_vm(
+        &self,
+        caller: &Caller,
+        name: Option<&VmName>,
+        labels: &Labels,
+        spec: &Arc<VmSpec>,
+    ) -> Result<Vm> {
         let id = self.new_vm_id();
         let now = self.clock().now();
-        let name = match &create.name {
+        let name = match name {
             Some(name) => name.clone(),
             None => VmName::new(format!("vm-{}", &id.uuid().simple().to_string()[20..]))?,
         };
@@ -95,9 +104,9 @@ impl Service {
             id,
             project: caller.project.clone(),
             name,
-            labels: create.labels.clone(),
-            deadline: self.deadline(&create.spec),
-            spec: create.spec.clone(),
+            labels: labels.clone(),
+            deadline: self.deadline(spec),
+            spec: Arc::clone(spec),
             network_revision: 0,
             desired: DesiredState::Running,
             desired_reason: None,

@@ -11,7 +11,7 @@ use crate::{Caller, Service, VmRef, VmView, codes};
 /// What to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitFor {
-    /// It looks so.
+    /// It looks so, in its present run: one that was told to start again is not there yet as long as its last run lives.
     State(VmState),
     /// Its run is over: `stopped`, `failed`, `deleted`.
     Ended,
@@ -40,7 +40,7 @@ impl WaitFor {
     fn is_reached(self, view: &VmView) -> bool {
         let over = matches!(view.state, VmState::Stopped | VmState::Failed | VmState::Deleted);
         match self {
-            Self::State(state) => view.state == state,
+            Self::State(state) => view.state == state && !is_of_an_earlier_run(view),
             Self::Ended => over,
             Self::Network => view.vm.is_network_in_force(view.incarnation.as_deref()),
             Self::Released => {
@@ -65,6 +65,23 @@ impl WaitFor {
         };
         hopeless && !self.is_reached(view)
     }
+}
+
+/// Whether what lives of the VM is of a run before the present one, and about to end.
+fn is_of_an_earlier_run(view: &VmView) -> bool {
+    let lives = |state: VmState| {
+        matches!(
+            state,
+            VmState::Scheduled
+                | VmState::Preparing
+                | VmState::Starting
+                | VmState::Restoring
+                | VmState::Running
+                | VmState::Pausing
+                | VmState::Paused
+        )
+    };
+    lives(view.state) && view.incarnation.as_ref().is_some_and(|incarnation| incarnation.run < view.vm.run)
 }
 
 /// How a wait ended.

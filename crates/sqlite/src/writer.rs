@@ -78,9 +78,12 @@ struct Connection<W> {
     work: W,
     transactions: Arc<AtomicU64>,
     options: SqliteConnectOptions,
-    /// None after a failure that left its state in doubt, and while a transaction is under way: one that was dropped half-way is rolled back
-    /// by closing its connection. Opened anew for the next batch.
+    /// None after a failure that left its state in doubt; opened anew for the next batch.
     open: Option<SqliteConnection>,
+    /// A transaction is under way, or was dropped half-way: then it is rolled back before the next one. Its connection is kept, since
+    /// only one that is at hand can be waited for: SQLite goes on with what it was told, and a file that is closed meanwhile would be left
+    /// as by a crash.
+    half_way: bool,
     /// Nothing is written any more.
     closed: bool,
 }
@@ -135,6 +138,7 @@ impl<W: Work> Writer<W> {
             transactions: Arc::clone(&transactions),
             options,
             open: Some(connection),
+            half_way: false,
             closed: false,
         };
         let shared = Arc::new(Shared {
@@ -223,11 +227,14 @@ impl<W: Work> Writer<W> {
         self.shared.closing.notify_one();
         let task = self.take_task();
         let work = async {
-            // Readers first: the last connection to close moves the contents of the `-wal` file into the file itself.
             readers.close().await;
             let Some(mut task) = task else { return Ok(()) };
             let ended = (&mut task.0).await;
-            ended.map_err(|error| Error::internal(operation, "the writer failed").with_source(error))
+            ended.map_err(|error| Error::internal(operation, "the writer failed").with_source(error))?;
+            // After the readers: the last connection moves the contents of the `-wal` file into the file itself, and of two that are
+            // closed at the same time neither finds itself the last.
+            self.shared.connection.lock().await.close().await;
+            Ok(())
         };
         let limit = self.operation_deadline.saturating_mul(2);
         self.clock.timeout(limit, work).await.unwrap_or_else(|late| {
@@ -246,7 +253,7 @@ impl<W: Work> Writer<W> {
     }
 }
 
-/// Applies requests until told to close, or until nobody can hand any in. What was handed in before is still applied.
+/// Applies requests until told to close, or until nobody can hand any in. What was handed in before is still applied. The file stays open.
 async fn gather_and_apply<W: Work>(mut requests: mpsc::Receiver<W::Request>, shared: Arc<Shared<W>>) {
     let mut closed = false;
     let mut last = 0;
@@ -278,11 +285,6 @@ async fn gather_and_apply<W: Work>(mut requests: mpsc::Receiver<W::Request>, sha
     let mut connection = shared.connection.lock().await;
     connection.closed = true;
     connection.work.close();
-    if let Some(open) = connection.open.take()
-        && let Err(error) = open.close().await
-    {
-        tracing::warn!(error = &error as &dyn std::error::Error, "closing a SQLite file failed");
-    }
 }
 
 fn gather<W: Work>(requests: &mut mpsc::Receiver<W::Request>, first: W::Request) -> Vec<W::Request> {
@@ -299,13 +301,21 @@ fn gather<W: Work>(requests: &mut mpsc::Receiver<W::Request>, first: W::Request)
 
 impl<W: Work> Connection<W> {
     async fn apply(&mut self, batch: Vec<W::Request>) {
-        let mut open = match self.open().await {
-            Ok(open) => open,
-            Err(error) => return self.refuse(batch, &error.into()),
+        if self.half_way {
+            self.roll_back().await;
+        }
+        let open = match self.open.take() {
+            Some(open) => open,
+            None => match self.options.connect().await {
+                Ok(open) => open,
+                Err(error) => return self.refuse(batch, &error.into()),
+            },
         };
-        match self.work.transact(&mut open, &batch).await {
+        let open = self.open.insert(open);
+        self.half_way = true;
+        match self.work.transact(open, &batch).await {
             Ok(done) => {
-                self.open = Some(open);
+                self.half_way = false;
                 self.transactions.fetch_add(1, Ordering::Relaxed);
                 for (request, done) in batch.into_iter().zip(done) {
                     self.work.answer(request, done);
@@ -313,32 +323,32 @@ impl<W: Work> Connection<W> {
             }
             Err(failed) => {
                 match failed {
-                    Failed::Alone(_) => self.open = Some(open),
-                    Failed::Before(_) | Failed::AtCommit(_) => self.roll_back(open).await,
+                    Failed::Alone(_) => self.half_way = false,
+                    Failed::Before(_) | Failed::AtCommit(_) => self.roll_back().await,
                 }
                 self.refuse(batch, &failed);
             }
         }
     }
 
-    async fn open(&mut self) -> sqlx::Result<SqliteConnection> {
-        match self.open.take() {
-            Some(open) => Ok(open),
-            None => self.options.connect().await,
+    /// No transaction may stay open, and a connection that cannot be brought to that is given up.
+    async fn roll_back(&mut self) {
+        if let Some(open) = &mut self.open
+            && let Err(error) = sqlx::query("ROLLBACK").execute(open).await
+        {
+            // SQLite has rolled back by itself, had committed, or cannot: either way a new connection starts clean.
+            tracing::debug!(error = &error as &dyn std::error::Error, "the writer's connection is replaced");
+            self.close().await;
         }
+        self.half_way = false;
     }
 
-    /// After a failure: no transaction may stay open, and a connection that cannot be brought to that is given up.
-    async fn roll_back(&mut self, mut open: SqliteConnection) {
-        match sqlx::query("ROLLBACK").execute(&mut open).await {
-            Ok(_) => self.open = Some(open),
-            // SQLite has rolled back by itself, or cannot: either way a new connection starts clean.
-            Err(error) => {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "the writer's connection is replaced"
-                );
-            }
+    /// Closes the file, when SQLite is through with what it was told.
+    async fn close(&mut self) {
+        if let Some(open) = self.open.take()
+            && let Err(error) = open.close().await
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "closing a SQLite file failed");
         }
     }
 

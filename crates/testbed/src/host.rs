@@ -240,11 +240,11 @@ impl HostApi for UnreliableApi {
         self.on_the_way_back("changes", self.inner.changes(session, after, wait).await)
     }
 
-    async fn report(&self, session: &HostSession, batch: ReportBatch) -> Result<Vec<ReportOutcome>> {
+    async fn report(&self, session: &HostSession, batch: &ReportBatch) -> Result<Vec<ReportOutcome>> {
         self.on_the_way("report").await?;
         if self.faults.strikes(30) {
             self.faults.count("host.report doubled");
-            let _ = self.inner.report(session, batch.clone()).await;
+            let _ = self.inner.report(session, batch).await;
         }
         self.on_the_way_back("report", self.inner.report(session, batch).await)
     }

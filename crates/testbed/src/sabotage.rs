@@ -14,7 +14,7 @@ use flames_client::wire::host::{
 };
 use flames_clock::{Clock, Monotonic, Timestamp};
 use flames_error::Result;
-use flames_model::{IncarnationId, IncarnationState};
+use flames_model::{Assignment, IncarnationId, IncarnationState, NetworkSpec, Report};
 use flames_state::{
     Check, Commit, Committed, Entry, HintStream, Key, KeyRange, LogEntry, Page, PageRequest, Position,
     StateStore, Version, Write,
@@ -109,7 +109,9 @@ impl Sabotage {
 
     pub(crate) fn api(sabotage: Option<Self>, api: Arc<dyn HostApi>) -> Arc<dyn HostApi> {
         match sabotage {
-            Some(Self::HostsReleaseEarly) => Arc::new(EarlyRelease(api)),
+            Some(sabotage @ (Self::HostsReleaseEarly | Self::NetworksToldLate)) => {
+                Arc::new(BrokenApi { api, sabotage })
+            }
             _ => api,
         }
     }
@@ -214,21 +216,6 @@ fn edit_addresses(key: &Key, value: &mut Bytes, edit: impl Fn(&mut Vec<serde_jso
     }
 }
 
-/// Leaves the network out of an assignment that tells of a change of it.
-fn forget_network(key: &Key, value: &mut Bytes) {
-    if !begins(key, "system/assignment/") {
-        return;
-    }
-    let Ok(mut envelope) = serde_json::from_slice::<serde_json::Value>(value) else { return };
-    let is_change = envelope.pointer("/record/network_revision").is_some();
-    if let Some(spec) = envelope.pointer_mut("/record/spec").and_then(|spec| spec.as_object_mut())
-        && is_change
-        && spec.remove("network").is_some()
-    {
-        *value = envelope.to_string().into();
-    }
-}
-
 impl BrokenStore {
     /// The commit as the broken store takes it, and a second half that may follow.
     fn broken(&self, commit: &Commit) -> (Commit, Option<Commit>) {
@@ -257,13 +244,6 @@ impl BrokenStore {
                                 None => words.push(1.into()),
                             }
                         });
-                    }
-                }
-            }
-            Sabotage::NetworksToldLate => {
-                for write in &mut first.writes {
-                    if let Write::Put(key, value) = write {
-                        forget_network(key, value);
                     }
                 }
             }
@@ -344,18 +324,30 @@ impl StateStore for BrokenStore {
     }
 }
 
-/// Reports every stop as done while it begins.
+/// A host API that reports every stop as done while it begins, or tells of every change of a VM's network with what a VM has that asks for
+/// nothing.
 #[derive(Debug)]
-struct EarlyRelease(Arc<dyn HostApi>);
+struct BrokenApi {
+    api: Arc<dyn HostApi>,
+    sabotage: Sabotage,
+}
+
+impl BrokenApi {
+    fn tell(&self, assignment: &mut Assignment) {
+        if self.sabotage == Sabotage::NetworksToldLate && assignment.network_revision > 0 {
+            Arc::make_mut(&mut assignment.spec).network = NetworkSpec::default();
+        }
+    }
+}
 
 #[async_trait]
-impl HostApi for EarlyRelease {
+impl HostApi for BrokenApi {
     async fn register(&self, request: &RegisterRequest) -> Result<Registered> {
-        self.0.register(request).await
+        self.api.register(request).await
     }
 
     async fn renew(&self, session: &HostSession) -> Result<Renewed> {
-        self.0.renew(session).await
+        self.api.renew(session).await
     }
 
     async fn assignments(
@@ -364,19 +356,28 @@ impl HostApi for EarlyRelease {
         after: Option<IncarnationId>,
         limit: usize,
     ) -> Result<AssignmentsPage> {
-        self.0.assignments(session, after, limit).await
+        let mut page = self.api.assignments(session, after, limit).await?;
+        page.items.iter_mut().for_each(|assignment| self.tell(assignment));
+        Ok(page)
     }
 
     async fn changes(&self, session: &HostSession, after: &str, wait: Duration) -> Result<Changes> {
-        self.0.changes(session, after, wait).await
+        let mut changes = self.api.changes(session, after, wait).await?;
+        for assignment in changes.changed.iter_mut().filter_map(|changed| changed.assignment.as_mut()) {
+            self.tell(Arc::make_mut(assignment));
+        }
+        Ok(changes)
     }
 
-    async fn report(&self, session: &HostSession, mut batch: ReportBatch) -> Result<Vec<ReportOutcome>> {
-        for report in batch.reports.iter_mut().filter(|report| report.state == IncarnationState::Stopping) {
+    async fn report(&self, session: &HostSession, batch: &ReportBatch) -> Result<Vec<ReportOutcome>> {
+        let mut batch = batch.clone();
+        let early = self.sabotage == Sabotage::HostsReleaseEarly;
+        let stopping = |report: &&mut Report| early && report.state == IncarnationState::Stopping;
+        for report in batch.reports.iter_mut().filter(stopping) {
             report.state = IncarnationState::Stopped;
             report.released = true;
         }
-        self.0.report(session, batch).await
+        self.api.report(session, &batch).await
     }
 
     async fn report_snapshot(
@@ -384,6 +385,6 @@ impl HostApi for EarlyRelease {
         session: &HostSession,
         report: &SnapshotReport,
     ) -> Result<SnapshotReportOutcome> {
-        self.0.report_snapshot(session, report).await
+        self.api.report_snapshot(session, report).await
     }
 }

@@ -11,7 +11,6 @@ use flames_blob_memory::MemoryBlobStore;
 use flames_clock::{Clock, Random, RandomExt, SeededRandom, SimulatedClock, UuidSource};
 use flames_decorate::{Decorated, FaultInjection};
 use flames_error::{Error, Result};
-use flames_model::ImageKind;
 use flames_queue::WorkQueue;
 use flames_queue_memory::MemoryQueue;
 use flames_reconcile::{ImageSweepConfig, ReconcileConfig, ReconcileParts, Reconciler};
@@ -93,7 +92,7 @@ struct NoImports;
 impl ImageImporter for NoImports {
     async fn import(
         &self,
-        _kind: ImageKind,
+        _new: flames_service::NewImage,
         _archive: ByteStream,
         _progress: ImportProgress,
     ) -> Result<Imported> {

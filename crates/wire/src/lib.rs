@@ -15,6 +15,7 @@ mod guest;
 pub mod host;
 mod image;
 mod join;
+mod json;
 mod names;
 mod network;
 mod problem;
@@ -33,9 +34,10 @@ pub use guest::{
 };
 pub use image::{Image, ImageDefaults, ImageList, ImportUpdate};
 pub use join::{CreateJoinToken, JoinToken, JoinTokenList, NewJoinToken};
+pub use json::to_json;
 pub use names::{
-    DesiredState, DiskKind, ExitCause, ImageKind, IncarnationState, OnHostLoss, ReasonCode, RestartRule,
-    SnapshotState, VmState,
+    DesiredState, DeviceNodes, DiskKind, ExitCause, ImageKind, IncarnationState, OnHostLoss, ReasonCode,
+    RestartRule, SnapshotState, VmState,
 };
 pub use network::{Address, Bandwidth, Egress, EgressMode, Network, NetworkStatus, PortRange};
 pub use problem::Problem;

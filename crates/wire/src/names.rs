@@ -149,6 +149,19 @@ mirrored!(
         Kernel,
     }
 );
+/// What becomes of device nodes in an archive that is imported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceNodes {
+    /// The archive is refused.
+    #[default]
+    Refuse,
+    /// They are left out.
+    Skip,
+    /// They are made.
+    Keep,
+}
+
 mirrored!(
     /// Why something ended or does not go on, by kind.
     ReasonCode {

@@ -7,7 +7,7 @@ use flames_model::{Labels, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
-use crate::{ImageKind, VmState, codes};
+use crate::{DeviceNodes, ImageKind, VmState, codes};
 
 macro_rules! query {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty),* $(,)? }) => {
@@ -105,6 +105,15 @@ query!(
     }
 );
 
+/// A time, with a sentence for whoever wrote something else.
+fn moment<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<Timestamp>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let wrong = |_| serde::de::Error::custom("a time is RFC 3339, as 2026-01-31T12:00:00Z");
+    text.parse().map(Some).map_err(wrong)
+}
+
 query!(
     /// Which output to read.
     #[derive(Default)]
@@ -114,7 +123,7 @@ query!(
         #[param(default = false, required = false)]
         follow: bool,
         /// Only output at or behind this time.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "moment")]
         #[param(value_type = Option<String>, format = DateTime)]
         since: Option<Timestamp>,
         /// Only this many lines at the end.
@@ -181,6 +190,10 @@ query!(
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[param(pattern = "^sha256:[0-9a-f]{64}$")]
         digest: Option<String>,
+        /// What becomes of device nodes in an archive. A guest's `/dev` is made by its kernel: few need any.
+        #[serde(default)]
+        #[param(inline, required = false)]
+        device_nodes: DeviceNodes,
     }
 );
 

@@ -180,7 +180,7 @@ impl From<&flames_model::Snapshot> for Snapshot {
             parent: snapshot.parent,
             base: snapshot.base,
             labels: snapshot.labels.pairs().clone(),
-            spec: (&snapshot.spec).into(),
+            spec: (&*snapshot.spec).into(),
             platform: SnapshotPlatform {
                 driver: platform.driver.clone(),
                 version: platform.version.clone(),

@@ -192,16 +192,20 @@ impl Vm {
         incarnation: Option<&flames_model::Incarnation>,
         state: flames_model::VmState,
     ) -> Self {
-        // The nearest cause first: no place now, else what the host says, else why it is wanted so.
+        // The nearest cause first: no place now, else what the host says, else why it is wanted so. A host knows only that it was asked, not
+        // that its time was up.
         let placed = vm.unplaced.is_none();
+        let requested = flames_model::ReasonCode::Requested;
+        let by_itself = vm.desired_reason.as_ref().is_some_and(|reason| reason.code != requested);
         let reported = incarnation.filter(|_| placed).and_then(|incarnation| incarnation.reason.as_ref());
+        let reported = reported.filter(|reason| !(by_itself && reason.code == requested));
         let reason = vm.unplaced.as_ref().or(reported).or(vm.desired_reason.as_ref());
         Self {
             id: vm.id,
             name: vm.name.to_string(),
             project: vm.project.to_string(),
             labels: vm.labels.pairs().clone(),
-            spec: (&vm.spec).into(),
+            spec: (&*vm.spec).into(),
             desired: vm.desired.into(),
             state: state.into(),
             reason: reason.map(Into::into),

@@ -95,6 +95,8 @@ const INTERFACES: [(Interface, &str); 6] = [
 enum Place {
     /// `flames-clock` and `flames-error`: all may import them, and they import nothing.
     Leaf,
+    /// What sets a binary's memory allocator (ADR 0018).
+    Allocator,
     Model,
     Wire,
     Client,
@@ -109,6 +111,8 @@ enum Place {
     Host,
     /// What adapters do with a SQLite file of their own (ADR 0016).
     Sqlite,
+    /// What drivers share whose monitors are processes of their host (ADR 0017).
+    LocalDrivers,
     Decorate,
     Records,
     Scheduler,
@@ -124,6 +128,8 @@ enum Place {
     Testbed,
     /// What starts real servers: for tests, benches and xtask.
     TestServers,
+    /// What tests of drivers do with real guests (ADR 0017).
+    TestGuests,
     Binary,
     /// A harness under `benches/`: may measure anything, and only xtask may import it.
     Bench,
@@ -136,12 +142,14 @@ impl Place {
             "flames" => Self::Binary,
             "xtask" => Self::Xtask,
             "flames-clock" | "flames-error" => Self::Leaf,
+            "flames-allocator" => Self::Allocator,
             "flames-model" => Self::Model,
             "flames-wire" => Self::Wire,
             "flames-client" => Self::Client,
             "flames-vmm-firecracker" => Self::FirecrackerDriver,
             "flames-host" => Self::Host,
             "flames-sqlite" => Self::Sqlite,
+            "flames-vmm-local" => Self::LocalDrivers,
             "flames-firecracker-api" | "flames-firecracker-jail" | "flames-firecracker-network" => {
                 Self::Firecracker
             }
@@ -159,6 +167,7 @@ impl Place {
             "flames-simulated-guest" => Self::SimulatedGuest,
             "flames-testbed" => Self::Testbed,
             "flames-test-servers" => Self::TestServers,
+            "flames-test-guests" => Self::TestGuests,
             _ => return Self::of_a_family(package.strip_prefix("flames-")?),
         };
         Some(place)
@@ -189,21 +198,26 @@ impl Place {
             Self::Testbed => return Permitted::House { but_the_binary: true },
             Self::Bench => return Permitted::HouseAndTestServers,
             Self::Xtask => return Permitted::BenchAndTestServers,
-            Self::Model
+            Self::Allocator
+            | Self::Model
             | Self::Provider(_)
             | Self::ConformanceRunner
             | Self::Host
             | Self::Sqlite
             | Self::GuestProtocol => vec![],
             Self::TestServers => vec![Self::ConformanceRunner],
+            Self::TestGuests => vec![Self::Provider(Vmm), Self::Image],
             Self::Wire | Self::Scheduler => vec![Self::Model],
             Self::Client => vec![Self::Wire],
             Self::Conformance(interface) => vec![Self::Provider(interface), Self::ConformanceRunner],
-            Self::Adapter(Vmm) => vec![Self::Provider(Vmm), Self::Host],
+            Self::LocalDrivers => vec![Self::Provider(Vmm), Self::Host],
+            Self::Adapter(Vmm) => vec![Self::Provider(Vmm), Self::Host, Self::LocalDrivers],
             Self::Adapter(interface @ (State | Queue)) => vec![Self::Provider(interface), Self::Sqlite],
             Self::Adapter(interface) => vec![Self::Provider(interface)],
             Self::Firecracker => vec![Self::Host],
-            Self::FirecrackerDriver => vec![Self::Provider(Vmm), Self::Firecracker, Self::Host],
+            Self::FirecrackerDriver => {
+                vec![Self::Provider(Vmm), Self::Firecracker, Self::Host, Self::LocalDrivers]
+            }
             Self::Decorate => INTERFACES.iter().map(|(interface, _)| Self::Provider(*interface)).collect(),
             Self::Records => vec![Self::Model, Self::Provider(State)],
             Self::Service => vec![Self::Model, Self::Records, Self::Scheduler, Self::Provider(Blob)],
@@ -234,7 +248,7 @@ impl Place {
     }
 
     fn is_in_the_house(self) -> bool {
-        !matches!(self, Self::Bench | Self::Xtask | Self::TestServers)
+        !matches!(self, Self::Bench | Self::Xtask | Self::TestServers | Self::TestGuests)
     }
 
     fn name(self) -> String {
@@ -247,11 +261,13 @@ impl Place {
             Self::Adapter(interface) => format!("adapters of provider/{}", word(interface)),
             Self::ConformanceRunner => "provider/runner".to_owned(),
             Self::Firecracker => "firecracker/*".to_owned(),
+            Self::LocalDrivers => "provider/vmm/local".to_owned(),
             Self::Transport => "transport/*".to_owned(),
             Self::GuestProtocol => "guest/protocol".to_owned(),
             Self::GuestAgent => "guest/agent".to_owned(),
             Self::SimulatedGuest => "testbed/guest".to_owned(),
             Self::TestServers => "testbed/servers".to_owned(),
+            Self::TestGuests => "testbed/real-guests".to_owned(),
             other => format!("{other:?}").to_lowercase(),
         }
     }
@@ -366,9 +382,19 @@ mod tests {
         );
         assert_allowed(
             "flames-vmm-firecracker",
-            &["flames-vmm", "flames-host", "flames-firecracker-api", "flames-firecracker-jail"],
+            &[
+                "flames-vmm",
+                "flames-vmm-local",
+                "flames-host",
+                "flames-firecracker-api",
+                "flames-firecracker-jail",
+            ],
         );
-        assert_allowed("flames-vmm-qemu", &["flames-vmm", "flames-host"]);
+        assert_allowed("flames-vmm-qemu", &["flames-vmm", "flames-vmm-local", "flames-host"]);
+        assert_allowed("flames-vmm-local", &["flames-vmm", "flames-host"]);
+        assert_forbidden("flames-vmm-local", &["flames-vmm-qemu", "flames-firecracker-jail", "flames-model"]);
+        assert_forbidden("flames-controller", &["flames-vmm-local"]);
+        assert_forbidden("flames-firecracker-jail", &["flames-vmm-local"]);
         assert_allowed("flames-firecracker-network", &["flames-host"]);
         assert_forbidden("flames-queue-sql", &["flames-host"]);
         assert_allowed("flames-queue-sql", &["flames-queue", "flames-sqlite"]);
@@ -467,6 +493,15 @@ mod tests {
         assert_allowed("flames-test-servers", &["flames-conformance-runner"]);
         let others = ["flames-state", "flames-state-conformance", "flames-testbed", "xtask"];
         assert_forbidden("flames-test-servers", &others);
+    }
+
+    #[test]
+    fn what_tests_do_with_real_guests_is_for_dev_dependencies_alone() {
+        assert_allowed("flames-test-guests", &["flames-vmm", "flames-image"]);
+        assert_forbidden("flames-test-guests", &["flames-vmm-qemu", "flames-controller", "flames-testbed"]);
+        for from in ["flames", "flames-testbed", "flames-vmm-qemu", "flames-vmm-conformance", "xtask"] {
+            assert_forbidden(from, &["flames-test-guests"]);
+        }
     }
 
     #[test]

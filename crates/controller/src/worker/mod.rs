@@ -300,7 +300,7 @@ impl Worker {
         }
         let Some(record) = &self.record else { return };
         let assignment = &record.assignment;
-        self.shared.reports.put(Report {
+        let report = Report {
             incarnation: self.id,
             vm: assignment.vm,
             project: assignment.project.clone(),
@@ -317,7 +317,8 @@ impl Worker {
             timeline: record.timeline.clone(),
             released: record.is_released(),
             purged: record.phase == RecordPhase::Purged,
-        });
+        };
+        self.shared.reports.put(report, self.shared.clock.monotonic());
     }
 
     /// Writes down how the run ended, and says so. Says whether it is on the disk.

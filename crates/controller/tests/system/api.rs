@@ -292,16 +292,16 @@ impl HostApi for FakeApi {
         }
     }
 
-    async fn report(&self, session: &HostSession, batch: ReportBatch) -> Result<Vec<ReportOutcome>> {
+    async fn report(&self, session: &HostSession, batch: &ReportBatch) -> Result<Vec<ReportOutcome>> {
         let mut inner = self.check(session)?;
         inner.largest_batch = inner.largest_batch.max(batch.reports.len());
         let mut outcomes = Vec::new();
-        for report in batch.reports {
+        for report in &batch.reports {
             let known = inner.incarnations.get(&report.incarnation).cloned();
             inner.reports.push(report.clone());
             outcomes.push(match known {
                 None => ReportOutcome::Unknown,
-                Some(known) => match apply_report(&known, &report, self.clock.now()) {
+                Some(known) => match apply_report(&known, report, self.clock.now()) {
                     Ok(after) => {
                         inner.incarnations.insert(after.id, after);
                         ReportOutcome::Taken

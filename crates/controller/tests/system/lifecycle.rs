@@ -21,7 +21,7 @@ use crate::world::{World, name};
 async fn a_vm_runs_and_its_timeline_tells_each_phase() {
     let world = World::new();
     let mut assignment = world.assignment(1, &["forever"]).await;
-    assignment.spec.ports = vec![PortSpec { guest_port: 80, host_port: None }];
+    Arc::make_mut(&mut assignment.spec).ports = vec![PortSpec { guest_port: 80, host_port: None }];
     let id = assignment.incarnation;
     world.api.assign(assignment);
     let controller = world.start().await;
@@ -49,10 +49,11 @@ async fn a_guest_is_told_what_the_spec_and_the_image_say() {
     assignment.image.defaults.env = BTreeMap::from([(text("A"), text("image")), (text("B"), text("image"))]);
     assignment.image.defaults.user = Some(text("daemon"));
     assignment.image.defaults.working_directory = Some(text("/srv"));
-    assignment.spec.args = vec![text("argument")];
-    assignment.spec.env = BTreeMap::from([(text("B"), text("spec"))]);
-    assignment.spec.secret_env = BTreeMap::from([(text("TOKEN"), SecretString::new("hush"))]);
-    assignment.spec.working_directory = Some(text("/work"));
+    Arc::make_mut(&mut assignment.spec).args = vec![text("argument")];
+    Arc::make_mut(&mut assignment.spec).env = BTreeMap::from([(text("B"), text("spec"))]);
+    Arc::make_mut(&mut assignment.spec).secret_env =
+        BTreeMap::from([(text("TOKEN"), SecretString::new("hush"))]);
+    Arc::make_mut(&mut assignment.spec).working_directory = Some(text("/work"));
     let id = assignment.incarnation;
     world.api.assign(assignment);
     let controller = world.start().await;
@@ -208,7 +209,7 @@ async fn a_pause_that_a_crashed_snapshot_left_is_ended() {
 
 async fn fails(world: &World, change: impl FnOnce(&mut flames_model::Assignment)) -> flames_model::Reason {
     let mut assignment = world.assignment(1, &["forever"]).await;
-    assignment.spec.disk = DiskKind::Ephemeral;
+    Arc::make_mut(&mut assignment.spec).disk = DiskKind::Ephemeral;
     change(&mut assignment);
     let id = assignment.incarnation;
     world.api.assign(assignment);
@@ -256,7 +257,10 @@ async fn a_monitor_that_dies_at_the_start_is_a_failure_with_its_words() {
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_stays_silent_fails_the_vm_with_the_consoles_last_line() {
     let world = World::new();
-    let reason = fails(&world, |assignment| assignment.spec.command = Some(vec!["silent".to_owned()])).await;
+    let reason = fails(&world, |assignment| {
+        Arc::make_mut(&mut assignment.spec).command = Some(vec!["silent".to_owned()])
+    })
+    .await;
     assert_eq!(reason.code, ReasonCode::AgentSilent);
     assert!(reason.message.contains("no agent here"), "{}", reason.message);
     assert!(!reason.message.contains('\u{1b}'));
@@ -267,7 +271,7 @@ async fn a_guest_that_powers_off_and_a_monitor_that_crashes_are_failures_that_te
     let world = World::new();
     assert_eq!(
         fails(&world, |assignment| {
-            assignment.spec.command = Some(vec!["halt".to_owned(), "5000".to_owned()]);
+            Arc::make_mut(&mut assignment.spec).command = Some(vec!["halt".to_owned(), "5000".to_owned()]);
         })
         .await
         .code,

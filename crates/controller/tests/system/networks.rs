@@ -1,5 +1,7 @@
 //! How guests are connected: what their machines are given, what they themselves are told, and what is refused.
 
+use std::sync::Arc;
+
 use flames_model::{
     AddressBlock, Assignment, Bandwidth, DomainPattern, DriverNetwork, Egress, IncarnationId,
     IncarnationState, NetworkSpec, PortRange, PortSpec, PrivateNetworkName, ReasonCode, SPECIAL_RANGES,
@@ -17,8 +19,8 @@ fn block() -> AddressBlock {
 /// A VM with this network and the address of place 3, or none, on a host with a block.
 async fn assigned(world: &World, has_address: bool, network: NetworkSpec) -> IncarnationId {
     let mut assignment = world.assignment(1, &["forever"]).await;
-    assignment.spec.network = network;
-    assignment.spec.ports = vec![PortSpec { guest_port: 80, host_port: None }];
+    Arc::make_mut(&mut assignment.spec).network = network;
+    Arc::make_mut(&mut assignment.spec).ports = vec![PortSpec { guest_port: 80, host_port: None }];
     assignment.address = has_address.then(|| block().address(3).unwrap());
     let id = assignment.incarnation;
     world.api.assign(assignment);
@@ -139,7 +141,8 @@ fn limited(bytes_per_second: u64) -> NetworkSpec {
 /// Tells the host another network of the VM, as this revision.
 fn change(world: &World, id: IncarnationId, revision: u64, network: NetworkSpec) {
     let mut assignment: Assignment = world.api.assignment(id);
-    (assignment.spec.network, assignment.network_revision) = (network, revision);
+    Arc::make_mut(&mut assignment.spec).network = network;
+    assignment.network_revision = revision;
     world.api.assign(assignment);
 }
 

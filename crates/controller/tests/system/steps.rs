@@ -234,7 +234,7 @@ impl HostApi for SteppedApi {
     async fn changes(&self, session: &HostSession, after: &str, wait: Duration) -> Result<Changes> {
         self.0.changes(session, after, wait).await
     }
-    async fn report(&self, session: &HostSession, batch: ReportBatch) -> Result<Vec<ReportOutcome>> {
+    async fn report(&self, session: &HostSession, batch: &ReportBatch) -> Result<Vec<ReportOutcome>> {
         self.1.around(self.0.report(session, batch)).await
     }
     async fn report_snapshot(

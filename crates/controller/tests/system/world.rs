@@ -171,7 +171,7 @@ impl World {
             controller: self.controller_id().await,
             token: FencingToken(1),
             wanted: Wanted::Running,
-            spec: spec(command),
+            spec: spec(command).into(),
             network_revision: 0,
             address: None,
             source: Source::Boot,

@@ -94,7 +94,11 @@ impl Chroot {
 
     /// Links in any part of the path are an error (ELOOP).
     fn reach(&self, path: &str, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        self.reach_by(path, flags, mode, ResolveFlags::empty())
+    }
+
+    fn reach_by(&self, path: &str, flags: OFlags, mode: Mode, more: ResolveFlags) -> io::Result<OwnedFd> {
+        let resolve = more | ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         // EAGAIN: something was renamed meanwhile, so that the kernel could not be sure (openat2(2)).
         for _ in 0..100 {
             match rustix::fs::openat2(&self.root, path, flags | OFlags::CLOEXEC, mode, resolve) {
@@ -126,12 +130,22 @@ impl Chroot {
             } else {
                 self.reach(&above, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?
             };
-            match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::EXIST) => continue,
+            let is_new = match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
+                Ok(()) => true,
+                Err(rustix::io::Errno::EXIST) => false,
                 Err(error) => return Err(error.into()),
+            };
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            let folder = match self.reach_by(&made, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
+                // What somebody mounted there is not ours to give.
+                Err(error) if error.kind() == io::ErrorKind::CrossesDevices && !is_new => continue,
+                reached => reached?,
+            };
+            // Who was killed between the making and the giving has left it to root, and then the VMM reaches nothing in it. Only root makes such
+            // folders, so it is not one that the VMM put there.
+            if is_new || rustix::fs::fstat(&folder)?.st_uid == Uid::ROOT.as_raw() {
+                self.give(&folder)?;
             }
-            self.give(&self.reach(&made, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?)?;
         }
         Ok(())
     }

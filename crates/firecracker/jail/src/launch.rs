@@ -21,7 +21,7 @@ use flames_clock::ClockExt;
 use flames_error::{Error, ErrorKind, Result};
 use flames_host::blocking;
 use flames_host::files::{failed, remove_all};
-use flames_host::process::{Confinement, Process, Program, open_bounded_pipe, spawn_detached};
+use flames_host::process::{Confinement, Ended, Process, Program, open_bounded_pipe, spawn_detached};
 use tokio::net::UnixStream;
 
 use crate::chroot::Inside;
@@ -241,8 +241,13 @@ impl Jail {
                     return Ok(stream);
                 }
                 if !vmm.process.is_alive() {
+                    let how = match vmm.process.reap() {
+                        Some(Ended::Code(code)) => format!("with exit code {code}"),
+                        Some(Ended::Signal(signal)) => format!("by signal {signal}"),
+                        None => "in an unknown way".to_owned(),
+                    };
                     let said = self.last_words().unwrap_or_else(|| "nothing".to_owned());
-                    let message = format!("Firecracker ended at its start; it said: {said}");
+                    let message = format!("Firecracker ended at its start, {how}; it said: {said}");
                     return Err(Error::internal(OPERATION, message)
                         .with_user_message("Firecracker could not be started on this host.")
                         .with_resource("incarnation", self.name().as_str()));

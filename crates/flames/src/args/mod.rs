@@ -276,6 +276,7 @@ Examples:
   flames image import debian debian.tar.zst
   docker save alpine | flames image import alpine -
   flames image import busybox ./rootfs-folder
+  flames image import jail ./with-a-dev-folder --device-nodes skip
   flames image import linux-6.12 vmlinux --kind kernel")]
     Import {
         /// The image's name.
@@ -285,6 +286,9 @@ Examples:
         /// What it is for.
         #[arg(long, value_enum, default_value_t = ImportKind::Rootfs)]
         kind: ImportKind,
+        /// What becomes of device nodes in the archive: few need any, since a guest's /dev is made by its kernel.
+        #[arg(long, value_enum, default_value_t = ImportNodes::Refuse)]
+        device_nodes: ImportNodes,
         /// Refuse a file with another digest.
         #[arg(long, value_name = "sha256:…")]
         digest: Option<String>,
@@ -307,6 +311,17 @@ pub(crate) enum ImportKind {
     Rootfs,
     /// A kernel.
     Kernel,
+}
+
+/// What becomes of device nodes in an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImportNodes {
+    /// The archive is refused.
+    Refuse,
+    /// They are left out.
+    Skip,
+    /// They are made.
+    Keep,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -242,7 +242,10 @@ pub(crate) struct ExecArgs {
 Examples:
   flames attach web-1
   flames attach --process p3 web-1
-  flames attach --no-stdin --from-now web-1")]
+  flames attach --no-stdin --from-now web-1
+
+Ctrl-C sends the process SIGINT, the second time SIGTERM, and the third time it leaves the process to itself. With --no-stdin, and when the
+terminal is closed, the process hears nothing of it and runs on.")]
 pub(crate) struct AttachArgs {
     /// The process [default: the workload].
     #[arg(long, default_value = "main")]

@@ -6,7 +6,7 @@ use flames_wire::{AttachQuery, ExecRequest, SignalProcess};
 
 use super::Context;
 use crate::args::{AttachArgs, ExecArgs};
-use crate::attached::{Interrupt, Interrupts, Joined, SIGINT, SIGTERM, join};
+use crate::attached::{Ended, Interrupt, Interrupts, Joined, SIGINT, SIGTERM, join};
 use crate::exit::{Failure, Outcome};
 use crate::terminal;
 
@@ -33,6 +33,9 @@ pub(super) async fn exec(context: &Context, arguments: ExecArgs) -> Outcome {
         pass_on(client, &arguments.vm, &process, interrupt).await
     })
     .await?;
+    if ended == Ended::Unread {
+        pass_on(client, &arguments.vm, &process, Interrupt::Ended).await?;
+    }
     ended.exit_code()
 }
 
@@ -53,8 +56,9 @@ pub(super) async fn attach(context: &Context, arguments: AttachArgs) -> Outcome 
     let stream = client.attach(&arguments.vm, &query).await?;
     let joined = Joined { stdin: !arguments.no_stdin, terminal: tty, from };
     let ended = join(stream, joined, &mut interrupts, async |interrupt| match interrupt {
-        // Who only watched leaves, and the process runs on.
+        // Who only watched leaves, as does who goes away: the process was there before, and runs on.
         _ if arguments.no_stdin => Ok(true),
+        Interrupt::Ended => Ok(true),
         interrupt => pass_on(client, &arguments.vm, &arguments.process, interrupt).await,
     })
     .await?;

@@ -4,13 +4,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use flames_client::ByteStream;
-use flames_client::wire::{Image, ImageImport, ImageKind, PageQuery};
+use flames_client::wire::{DeviceNodes, Image, ImageImport, ImageKind, PageQuery};
 use futures::StreamExt;
 use serde_json::json;
 use tempfile::NamedTempFile;
 
 use super::{Context, now};
-use crate::args::{ImageAction, ImportKind};
+use crate::args::{ImageAction, ImportKind, ImportNodes};
 use crate::attached::pieces;
 use crate::connect::{once, surely};
 use crate::exit::{Failure, Outcome};
@@ -21,8 +21,17 @@ use crate::progress::Phases;
 pub(super) async fn images(context: &Context, action: ImageAction) -> Outcome {
     let client = &context.api.client;
     match action {
-        ImageAction::Import { name, path, kind, digest } => {
-            import(context, name, &path, kind, digest).await?
+        ImageAction::Import { name, path, kind, device_nodes, digest } => {
+            let kind = match kind {
+                ImportKind::Rootfs => ImageKind::Rootfs,
+                ImportKind::Kernel => ImageKind::Kernel,
+            };
+            let device_nodes = match device_nodes {
+                ImportNodes::Refuse => DeviceNodes::Refuse,
+                ImportNodes::Skip => DeviceNodes::Skip,
+                ImportNodes::Keep => DeviceNodes::Keep,
+            };
+            import(context, &path, ImageImport { name, kind, digest, device_nodes }).await?
         }
         ImageAction::Ls => list(context).await?,
         ImageAction::Rm { names } => {
@@ -41,18 +50,8 @@ pub(super) async fn images(context: &Context, action: ImageAction) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn import(
-    context: &Context,
-    name: String,
-    path: &Path,
-    kind: ImportKind,
-    digest: Option<String>,
-) -> Result<(), Failure> {
-    let kind = match kind {
-        ImportKind::Rootfs => ImageKind::Rootfs,
-        ImportKind::Kernel => ImageKind::Kernel,
-    };
-    let mut phases = Phases::start(context.output, &name);
+async fn import(context: &Context, path: &Path, request: ImageImport) -> Result<(), Failure> {
+    let mut phases = Phases::start(context.output, &request.name);
     let cannot = |error: std::io::Error| Failure::io(format!("{} cannot be read", path.display()), &error);
     // Kept until the upload is over.
     let mut _packed = None;
@@ -61,7 +60,7 @@ async fn import(
     } else {
         let mut file = path.to_owned();
         let is_folder = tokio::fs::metadata(path).await.map_err(cannot)?.is_dir();
-        if is_folder && kind == ImageKind::Kernel {
+        if is_folder && request.kind == ImageKind::Kernel {
             return Err(Failure::usage(format!("{} is a folder; a kernel is a file.", path.display())));
         }
         if is_folder {
@@ -74,7 +73,6 @@ async fn import(
     };
     phases.phase("uploading");
     let mutation = once()?;
-    let request = ImageImport { name, kind, digest };
     let mut updates = context.api.client.import_image(&request, archive, &mutation).await?;
     while let Some(update) = updates.next().await {
         let update = update?;

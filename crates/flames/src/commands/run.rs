@@ -100,6 +100,16 @@ pub(super) async fn run(context: &Context, arguments: RunArgs) -> Outcome {
                 .say(format!("The VM `{}` is left to itself: `flames attach {}`.", vm.name, vm.name));
             return Ok(ExitCode::from(128 + SIGINT));
         }
+        // As the end of the terminal that it was started at.
+        Ok(Shown::Output(Ended::Unread)) => {
+            if remove {
+                delete(client, &id).await?;
+            } else {
+                let mutation = once()?;
+                surely(async || client.stop_vm(&id, &mutation).await).await?;
+            }
+            return Ended::Unread.exit_code();
+        }
         Ok(Shown::NoWorkload) => {
             context.output.say(stays_up(&vm.name, remove));
             return detached(context, &vm);
@@ -110,7 +120,7 @@ pub(super) async fn run(context: &Context, arguments: RunArgs) -> Outcome {
     };
     let finished = async {
         let outcome = match shown {
-            Ok(shown) => ending(context, &vm, shown).await,
+            Ok(shown) => ending(context, &vm, shown, remove).await,
             Err(failure) => Err(failure),
         };
         if remove {
@@ -283,7 +293,7 @@ fn detached(context: &Context, vm: &Vm) -> Outcome {
         true => context.output.json(vm)?,
         false => output::line(&vm.name)?,
     }
-    if vm.state == VmState::Failed { Err(failed(vm)) } else { Ok(ExitCode::SUCCESS) }
+    if vm.state == VmState::Failed { Err(failed(vm, false)) } else { Ok(ExitCode::SUCCESS) }
 }
 
 /// Shows the workload's output until it has ended. A connection that breaks is made again where it broke.
@@ -348,7 +358,7 @@ async fn heed(client: &Client, id: &str, interrupt: Interrupt) -> Result<bool, F
 }
 
 /// How the run ended, as this command's exit code. The record is the truth: it knows of ends that the output does not tell.
-async fn ending(context: &Context, vm: &Vm, shown: Option<Ended>) -> Outcome {
+async fn ending(context: &Context, vm: &Vm, shown: Option<Ended>, remove: bool) -> Outcome {
     let client = &context.api.client;
     let told = match shown {
         Some(Ended::Exited(status)) => exit::of_workload(status.code, status.signal),
@@ -371,15 +381,18 @@ async fn ending(context: &Context, vm: &Vm, shown: Option<Ended>) -> Outcome {
         vm.reason.as_ref().is_some_and(|reason| reason.code == ReasonCode::WorkloadNotStarted);
     match code {
         Some(code) if has_run(&vm) && !never_started => Ok(code.into()),
-        Some(code) => Err(Failure { exit: code, ..failed(&vm) }),
-        None => Err(failed(&vm)),
+        Some(code) => Err(Failure { exit: code, ..failed(&vm, remove) }),
+        None => Err(failed(&vm, remove)),
     }
 }
 
-fn failed(vm: &Vm) -> Failure {
+fn failed(vm: &Vm, remove: bool) -> Failure {
+    let name = &vm.name;
     let why = vm.reason.as_ref().map(|reason| reason.message.clone());
-    Failure::failed(why.unwrap_or_else(|| format!("The VM `{}` is {}.", vm.name, vm.state)))
-        .advise(format!("See `flames inspect {}` and `flames logs --console {}`.", vm.name, vm.name))
+    Failure::failed(why.unwrap_or_else(|| format!("The VM `{name}` is {}.", vm.state))).advise(match remove {
+        true => "It is removed, as --rm asks. Without --rm `flames inspect` and `flames logs --console` tell more.".to_owned(),
+        false => format!("See `flames inspect {name}` and `flames logs --console {name}`."),
+    })
 }
 
 /// Removes the VM and waits until nothing of it is left.

@@ -1,7 +1,7 @@
 //! What an ingress and the control plane know of each other: how ports inside guests are reached (through the host's link and the guest's
 //! agent), under which URLs callers reach them, and who wakes a VM that a request is for.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flames_clock::ClockExt;
@@ -19,22 +19,31 @@ use flames_service::{LinkStream, LinkTarget, PortUrls, Service};
 use flames_transport_link::TcpOverLink;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tokio::sync::watch;
 
 use crate::providers::Wake;
 
 /// How long a stream to a guest's host may take to open.
 const OPENING: Duration = Duration::from_secs(10);
 
-/// Dials what reconciliation names: see `flames_service::LinkTarget`. The ingress is there before the service, which shows where it listens.
+/// Dials what reconciliation names: see `flames_service::LinkTarget`. The ingress is there before the service, which shows where it listens;
+/// whoever dials before waits for it, as long as the ingress lets them.
 #[derive(Debug, Default)]
 pub(super) struct GuestDial {
-    service: OnceLock<Service>,
+    service: watch::Sender<Option<Service>>,
 }
 
 impl GuestDial {
-    /// From now on guests are reached through this service. The first one counts.
+    /// From now on guests are reached through this service.
     pub(super) fn reach_through(&self, service: Service) {
-        let _ = self.service.set(service);
+        self.service.send_replace(Some(service));
+    }
+
+    async fn service(&self) -> Result<Service> {
+        let starting = || Error::unavailable("ingress.dial", "the control plane is starting");
+        let mut service = self.service.subscribe();
+        let known = service.wait_for(Option::is_some).await.map_err(|gone| starting().with_source(gone))?;
+        known.clone().ok_or_else(starting)
     }
 }
 
@@ -42,9 +51,7 @@ impl Dial for GuestDial {
     fn dial(&self, incarnation: &str, port: u16) -> BoxFuture<'_, Result<Box<dyn Duplex>>> {
         let target = incarnation.parse::<LinkTarget>();
         async move {
-            let starting = || Error::unavailable("ingress.dial", "the control plane is starting");
-            let service = self.service.get().ok_or_else(starting)?;
-            let target = target?;
+            let (target, service) = (target?, self.service().await?);
             let opening =
                 async { TcpOverLink::connect(service.open_link(target, LinkStream::Tcp(port)).await?).await };
             let connection = service.clock().timeout(OPENING, opening).await.unwrap_or_else(|late| {
@@ -99,8 +106,7 @@ impl WakeTarget for Waker {
 
     fn wake<'a>(&'a self, vm: &'a RouteOwner) -> BoxFuture<'a, Result<()>> {
         async move {
-            let starting = || Error::unavailable("ingress.wake", "the control plane is starting");
-            let service = self.dial.service.get().ok_or_else(starting)?;
+            let service = self.dial.service().await?;
             let id: VmId = vm.as_str().parse()?;
             let caller =
                 Caller { project: self.project.clone(), actor: Actor::System, request_id: "wake".to_owned() };

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use flames_blob::{BlobStore, ByteStream};
 use flames_error::{Error, ErrorKind, Result};
-use flames_image::{Artefact, ArtefactKind, Bounds, ConversionRequest, Converter, ImageConfig, ImageStore};
+use flames_image::{
+    Artefact, ArtefactKind, Bounds, ConversionRequest, Converter, DeviceNodes, ImageConfig, ImageStore,
+};
 use flames_model::{ImageDefaults, ImageKind, ImageManifest};
-use flames_service::{ImageImporter, ImportProgress, Imported, codes};
+use flames_service::{ImageImporter, ImportProgress, Imported, NewImage, codes};
 use futures::StreamExt;
 use tempfile::NamedTempFile;
 use tokio::io::AsyncWriteExt;
@@ -75,7 +77,12 @@ impl Importer {
         Ok(file)
     }
 
-    async fn rootfs(&self, archive: &Path, progress: &ImportProgress) -> Result<ImageManifest> {
+    async fn rootfs(
+        &self,
+        archive: &Path,
+        device_nodes: DeviceNodes,
+        progress: &ImportProgress,
+    ) -> Result<ImageManifest> {
         if self.turns.available_permits() == 0 {
             tell(progress, "waiting for another conversion".to_owned());
         }
@@ -91,7 +98,8 @@ impl Importer {
                 tell(progress, step.phase);
             }
         };
-        let conversion = self.converter.convert(&ConversionRequest::new(archive), &mut told).await?;
+        let request = ConversionRequest { device_nodes, ..ConversionRequest::new(archive) };
+        let conversion = self.converter.convert(&request, &mut told).await?;
         tell(progress, "storing".to_owned());
         let (_, manifest) = self.store.put_conversion(&conversion, &conversion.result.source_kind).await?;
         let defaults = defaults(manifest.config);
@@ -107,15 +115,15 @@ impl Importer {
 
 #[async_trait]
 impl ImageImporter for Importer {
-    async fn import(
-        &self,
-        kind: ImageKind,
-        archive: ByteStream,
-        progress: ImportProgress,
-    ) -> Result<Imported> {
+    async fn import(&self, new: NewImage, archive: ByteStream, progress: ImportProgress) -> Result<Imported> {
         let file = self.receive(archive, &progress).await?;
-        let made = match kind {
-            ImageKind::Rootfs => self.rootfs(file.path(), &progress).await,
+        let device_nodes = match new.device_nodes {
+            flames_service::DeviceNodes::Refuse => DeviceNodes::Refuse,
+            flames_service::DeviceNodes::Skip => DeviceNodes::Skip,
+            flames_service::DeviceNodes::Keep => DeviceNodes::Keep,
+        };
+        let made = match new.kind {
+            ImageKind::Rootfs => self.rootfs(file.path(), device_nodes, &progress).await,
             ImageKind::Kernel => self.kernel(file.path(), &progress).await,
         };
         let manifest = made.map_err(|error| for_the_sender(error, file.path()))?;

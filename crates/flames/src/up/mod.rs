@@ -59,6 +59,16 @@ pub(crate) async fn run(global: &Global, output: Output, arguments: UpArgs) -> O
     let is_new = !folder.path().exists();
     let folder = folder.lock(Works::Everything)?;
     let token = folder.ensure_token()?;
+    // Before anything is made: what cannot be served leaves nothing.
+    let listener = match serve::bind(arguments.listen, "--listen").await {
+        Ok(listener) => listener,
+        Err(failure) => {
+            if is_new {
+                folder.remove_unused();
+            }
+            return Err(failure);
+        }
+    };
     // From here on a signal is heard, also while the parts are still being put together.
     let mut ends = Ends::listen()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
@@ -75,7 +85,7 @@ pub(crate) async fn run(global: &Global, output: Output, arguments: UpArgs) -> O
         },
         () = ends.next() => return Ok(ExitCode::SUCCESS),
     };
-    let served = serve::Served::start(&started.plane.api, &folder, &token, arguments.listen, None).await;
+    let served = serve::Served::start(&started.plane.api, &folder, &token, listener, None).await;
     let mut served = match served {
         Ok(served) => served,
         Err(failure) => {

@@ -21,15 +21,14 @@ pub(crate) struct Served {
 }
 
 impl Served {
-    /// Serves the API at `listen` and on the data folder's socket, and what `beside` serves.
+    /// Serves the API with a listener of [`bind`]'s and on the data folder's socket, and what `beside` serves.
     pub(crate) async fn start(
         api: &HttpApi,
         folder: &LockedFolder,
         token: &str,
-        listen: SocketAddr,
+        (listener, address): (TcpListener, SocketAddr),
         beside: Option<Serving>,
     ) -> Result<Self, Failure> {
-        let (listener, address) = bind(listen, "--listen").await?;
         // The folder of a long path stays open until the socket is bound.
         let (path, _held) = data::socket_address(&folder.folder().socket_path())
             .map_err(|error| Failure::io("The API's socket cannot be made", &error))?;

@@ -1,8 +1,9 @@
 //! What a guest is told before it can speak: the config drive.
 //!
 //! A config drive is a small raw block device: `FLAMESCF`, the format's version and the length of the JSON (both
-//! `u32`, little-endian), the JSON of a [`GuestConfig`], the JSON's BLAKE3 digest, and zeros up to a multiple of
-//! 4096 bytes. It holds the agent's key, so its file on the host and its device node in the guest belong to root.
+//! `u32`, little-endian), the JSON of a [`GuestConfig`], and the JSON's BLAKE3 digest. What stands behind that, as the zeros with
+//! which a driver fills the device up to whole sectors, is no part of it. It holds the agent's key, so its file on the host and its
+//! device node in the guest belong to root.
 
 use std::net::IpAddr;
 
@@ -23,8 +24,6 @@ pub const CONFIG_HEADER_LENGTH: usize = 16;
 
 /// The bytes after the JSON: its BLAKE3 digest.
 pub const CONFIG_DIGEST_LENGTH: usize = 32;
-
-const ALIGNMENT: usize = 4096;
 
 /// Everything that one incarnation's guest must know.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -185,13 +184,12 @@ impl GuestConfig {
             ));
         }
         let length = CONFIG_HEADER_LENGTH + json.len() + CONFIG_DIGEST_LENGTH;
-        let mut drive = Vec::with_capacity(length.next_multiple_of(ALIGNMENT));
+        let mut drive = Vec::with_capacity(length);
         drive.extend_from_slice(&CONFIG_MAGIC);
         drive.extend_from_slice(&CONFIG_VERSION.to_le_bytes());
         drive.extend_from_slice(&u32::try_from(json.len()).unwrap_or(u32::MAX).to_le_bytes());
         drive.extend_from_slice(&json);
         drive.extend_from_slice(blake3::hash(&json).as_bytes());
-        drive.resize(length.next_multiple_of(ALIGNMENT), 0);
         Ok(drive)
     }
 
@@ -271,9 +269,11 @@ mod tests {
     }
 
     #[test]
-    fn a_config_drive_is_read_back_as_it_was_written_and_is_padded() {
-        let drive = config().encode().unwrap();
-        assert_eq!(drive.len() % 4096, 0);
+    fn a_config_drive_is_read_back_as_it_was_written_whatever_stands_behind_it() {
+        let mut drive = config().encode().unwrap();
+        let end = GuestConfig::encoded_length(drive.first_chunk().unwrap()).unwrap();
+        assert_eq!(drive.len(), end);
+        drive.resize(end.next_multiple_of(512), 0);
         let read = GuestConfig::decode(&drive).unwrap();
         assert_eq!(read.key.to_hex(), config().key.to_hex());
         assert_eq!(read.root, config().root);

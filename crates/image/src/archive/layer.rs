@@ -127,7 +127,9 @@ impl Filling {
 }
 
 pub(crate) fn device_refused() -> ImageError {
-    ImageError::hostile("a device node; ask for device nodes to be kept or skipped if they are wanted")
+    ImageError::hostile(
+        "a device node; a guest's /dev is made by its kernel. Import it with device nodes skipped, or kept (`--device-nodes skip`), if that is meant",
+    )
 }
 
 /// Drops the attributes of overlayfs itself: in the lower layer of a guest's overlay they would hide files.

@@ -178,7 +178,8 @@ impl NetworkSpec {
         *self == Self::default()
     }
 
-    pub(crate) fn validate(&self) -> Result<()> {
+    /// Whether the network is allowed. `InvalidInput` names the field of the VM's spec and the allowed range.
+    pub fn validate(&self) -> Result<()> {
         let bounded = |field: &str, length: usize| {
             if length <= Self::MAX_ENTRIES {
                 Ok(())

@@ -105,7 +105,7 @@ impl Subscribers {
                 Err(TrySendError::Closed(_)) => false,
             });
             if subscribers.is_empty() {
-                emptied.extend(Key::new(prefix.to_vec()));
+                emptied.extend(Key::new(prefix));
             }
         }
         for prefix in emptied {
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     fn key(text: &str) -> Key {
-        Key::new(text.to_owned()).unwrap()
+        Key::new(text).unwrap()
     }
 
     fn touching(keys: &[&str]) -> Commit {

@@ -2,22 +2,22 @@
 
 use std::borrow::Borrow;
 use std::fmt::{Debug, Display};
+use std::sync::Arc;
 
-use bytes::Bytes;
 use flames_error::{Error, Result};
 
 use crate::MAX_KEY_BYTES;
 
-/// A key, or a log's name: 1 to [`MAX_KEY_BYTES`] bytes of any value, ordered as bytes.
+/// A key, or a log's name: 1 to [`MAX_KEY_BYTES`] bytes of any value, ordered as bytes. A clone copies none of them.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key(Bytes);
+pub struct Key(Arc<[u8]>);
 
 impl Key {
-    /// Checks and wraps a key. `InvalidInput` when it is empty or too long.
-    pub fn new(bytes: impl Into<Bytes>) -> Result<Self> {
-        let bytes = bytes.into();
+    /// Checks and copies a key. `InvalidInput` when it is empty or too long.
+    pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self> {
+        let bytes = bytes.as_ref();
         if (1..=MAX_KEY_BYTES).contains(&bytes.len()) {
-            Ok(Self(bytes))
+            Ok(Self(bytes.into()))
         } else {
             Err(Error::invalid("state.key", "key", "A state key is 1 to 512 bytes.")
                 .with_context("length", bytes.len()))
@@ -58,8 +58,8 @@ impl Debug for Key {
 /// The keys from `start` (inclusive) to `end` (exclusive; none: no end).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRange {
-    start: Bytes,
-    end: Option<Bytes>,
+    start: Arc<[u8]>,
+    end: Option<Arc<[u8]>>,
 }
 
 impl KeyRange {
@@ -81,7 +81,7 @@ impl KeyRange {
 
     /// Every key.
     pub fn all() -> Self {
-        Self { start: Bytes::new(), end: None }
+        Self { start: Arc::default(), end: None }
     }
 
     /// The first key's bound, inclusive (may be empty).
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     fn key(bytes: &[u8]) -> Key {
-        Key::new(bytes.to_vec()).unwrap()
+        Key::new(bytes).unwrap()
     }
 
     #[test]

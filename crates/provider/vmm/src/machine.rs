@@ -138,7 +138,7 @@ pub struct MachineSpec {
     /// Its disks.
     pub drives: Vec<Drive>,
     /// What the agent reads at boot from one more, read-only disk behind [`MachineSpec::drives`]. The driver keeps it in the
-    /// incarnation's folder, readable by its owner only. Empty: no such disk.
+    /// incarnation's folder, readable by its owner only, and fills it up with zeros to whole sectors. Empty: no such disk.
     pub guest_config: SecretBytes,
     /// How it is connected.
     pub network: NetworkSpec,

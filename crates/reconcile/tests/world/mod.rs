@@ -22,7 +22,7 @@ pub struct NoImports;
 impl ImageImporter for NoImports {
     async fn import(
         &self,
-        _kind: ImageKind,
+        _new: NewImage,
         _archive: ByteStream,
         _progress: ImportProgress,
     ) -> Result<Imported> {

@@ -160,14 +160,17 @@ impl GuestProgram for SimulatedGuests {
 impl GuestConnector for SimulatedGuests {
     async fn connect(&self, mut stream: GuestStream, identity: &Identity) -> Result<Box<dyn Guest>> {
         let silent = || Error::unavailable(OPERATION, "no agent answers yet");
-        let mut name = Vec::new();
-        loop {
-            match stream.read_u8().await {
-                Ok(b'\n') => break,
-                Ok(byte) if name.len() < LONGEST_NAME => name.push(byte),
+        // Nothing follows the name.
+        let (mut name, mut buffer) = (Vec::new(), [0; LONGEST_NAME]);
+        while name.last() != Some(&b'\n') {
+            match stream.read(&mut buffer).await {
+                Ok(read) if read > 0 && name.len() + read <= LONGEST_NAME => {
+                    name.extend_from_slice(&buffer[..read])
+                }
                 _ => return Err(silent()),
             }
         }
+        name.pop();
         let name = String::from_utf8(name).map_err(|_| silent())?;
         let machine = lock(&self.alive).by_incarnation.get(&name).cloned().ok_or_else(silent)?;
         let who = machine.who();

@@ -1,10 +1,11 @@
-//! Errors as problem details.
+//! Answers as JSON, and errors as problem details.
 
 use axum::response::{IntoResponse, Response};
 use flames_error::{Error, ErrorKind};
 use flames_service::codes;
-use flames_wire::Problem;
+use flames_wire::{Problem, to_json};
 use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
 
 /// An error that becomes problem details.
 #[derive(Debug)]
@@ -13,6 +14,23 @@ pub(crate) struct Failure(pub(crate) Error);
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self(error)
+    }
+}
+
+/// An answer of JSON.
+#[derive(Debug)]
+pub(crate) struct JsonAnswer<T>(pub(crate) T);
+
+impl<T: Serialize> IntoResponse for JsonAnswer<T> {
+    fn into_response(self) -> Response {
+        let media_type = HeaderValue::from_static("application/json");
+        match to_json(&self.0) {
+            Ok(body) => ([(header::CONTENT_TYPE, media_type)], body).into_response(),
+            Err(error) => {
+                let message = "an answer cannot be written as JSON";
+                Failure(Error::internal("host.answer", message).with_source(error)).into_response()
+            }
+        }
     }
 }
 

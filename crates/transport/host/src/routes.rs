@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use axum::Json as JsonAnswer;
 use axum::extract::State;
 use flames_clock::ClockExt;
 use flames_error::{Error, ErrorKind, Result};
@@ -16,7 +15,7 @@ use http::HeaderMap;
 use serde::Deserialize;
 
 use crate::Host;
-use crate::answer::Failure;
+use crate::answer::{Failure, JsonAnswer};
 use crate::input::{Json, Parameters, Session, proof};
 
 /// The longest text of a driver's description.

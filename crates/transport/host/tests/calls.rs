@@ -36,7 +36,7 @@ struct NoImages;
 impl ImageImporter for NoImages {
     async fn import(
         &self,
-        _: ImageKind,
+        _: flames_service::NewImage,
         _: flames_blob::ByteStream,
         _: ImportProgress,
     ) -> flames_error::Result<Imported> {
@@ -139,7 +139,7 @@ fn assignment(number: u128, to: ControllerId) -> Assignment {
         token: FencingToken(1),
         wanted: Wanted::Running,
         address: None,
-        spec,
+        spec: spec.into(),
         network_revision: 0,
         source: Source::Boot,
         image: manifest(),
@@ -190,7 +190,7 @@ async fn a_controller_registers_renews_and_registers_again_which_ends_its_older_
     let error = host.changes(&first.session, &first.changes_from, Duration::ZERO).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LeaseLost);
     let batch = ReportBatch { reports: vec![report(1)] };
-    assert_eq!(host.report(&first.session, batch).await.unwrap_err().kind(), ErrorKind::LeaseLost);
+    assert_eq!(host.report(&first.session, &batch).await.unwrap_err().kind(), ErrorKind::LeaseLost);
 }
 
 #[tokio::test]
@@ -256,9 +256,9 @@ async fn a_batch_of_reports_gets_one_outcome_for_each_and_one_too_many_is_refuse
     let host = host(&service);
     let session = host.register(&request(1, "host-1")).await.unwrap().session;
     let batch = ReportBatch { reports: vec![report(1), report(2)] };
-    assert_eq!(host.report(&session, batch).await.unwrap(), [ReportOutcome::Unknown; 2]);
+    assert_eq!(host.report(&session, &batch).await.unwrap(), [ReportOutcome::Unknown; 2]);
     let batch = ReportBatch { reports: (0..257).map(report).collect() };
-    let error = host.report(&session, batch).await.unwrap_err();
+    let error = host.report(&session, &batch).await.unwrap_err();
     assert_eq!((error.kind(), error.field()), (ErrorKind::InvalidInput, Some("reports")));
 }
 

@@ -3,11 +3,7 @@
 //! A page in somebody's browser can send requests to a server on the same machine, and with DNS rebinding it can read the answers too.
 //! It cannot choose `Host` and `Origin`. So over TCP both are checked before the credential is.
 
-use std::sync::Arc;
-
-use axum::extract::{FromRequestParts, Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::extract::{FromRequestParts, Request};
 use flames_error::{Error, ErrorKind};
 use flames_model::Actor;
 use flames_service::{Caller, codes};
@@ -16,7 +12,6 @@ use http::request::Parts;
 use http::{HeaderMap, Uri};
 
 use crate::api::Api;
-use crate::edge::RequestId;
 use crate::failure::Failure;
 
 /// One way in, and what it asks of callers.
@@ -57,9 +52,35 @@ pub struct Peer {
     pub uid: u32,
 }
 
-/// Who was admitted.
+/// A request that was admitted.
 #[derive(Debug, Clone)]
-struct Admitted(String);
+pub(crate) struct Admitted {
+    pub(crate) actor: String,
+    pub(crate) request_id: String,
+}
+
+/// An [`Access`] made ready to check each request.
+pub(crate) enum Gate {
+    Trusted { actor: String },
+    Token { digest: blake3::Hash, hosts: Vec<String> },
+    Peer,
+}
+
+impl From<Access> for Gate {
+    fn from(access: Access) -> Self {
+        match access {
+            Access::Trusted { actor } => Self::Trusted { actor },
+            Access::Token { token, hosts } => Self::Token { digest: blake3::hash(token.as_bytes()), hosts },
+            Access::Peer => Self::Peer,
+        }
+    }
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate").finish_non_exhaustive()
+    }
+}
 
 fn forbidden(sentence: &str) -> Error {
     Error::new(ErrorKind::PermissionDenied, "http.access", sentence)
@@ -102,11 +123,11 @@ fn check_host(hosts: &[String], headers: &HeaderMap, uri: &Uri) -> Result<(), Er
     Ok(())
 }
 
-fn check_token(token: &str, headers: &HeaderMap) -> Result<(), Error> {
+fn check_token(digest: &blake3::Hash, headers: &HeaderMap) -> Result<(), Error> {
     let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let (scheme, given) = given.and_then(|text| text.split_once(' ')).unwrap_or_default();
     // Digests are compared, in constant time (`blake3::Hash`), so that timing tells nothing of the token.
-    let matches = blake3::hash(given.trim().as_bytes()) == blake3::hash(token.as_bytes());
+    let matches = blake3::hash(given.trim().as_bytes()) == *digest;
     if scheme.eq_ignore_ascii_case("bearer") && matches {
         return Ok(());
     }
@@ -117,8 +138,9 @@ fn check_token(token: &str, headers: &HeaderMap) -> Result<(), Error> {
         ))
 }
 
-impl Access {
-    fn admit(&self, request: &Request) -> Result<String, Error> {
+impl Gate {
+    /// Who calls, when the request may pass.
+    pub(crate) fn admit(&self, request: &Request) -> Result<String, Error> {
         let path = request.uri().path();
         // A liveness probe knows neither names nor tokens, and learns nothing but that somebody answers.
         let probe = path == "/healthz";
@@ -126,13 +148,13 @@ impl Access {
         let documentation = path == "/openapi.json" || path.starts_with("/docs/errors/");
         match self {
             Self::Trusted { actor } => Ok(actor.clone()),
-            Self::Token { token, hosts } => {
+            Self::Token { digest, hosts } => {
                 if probe {
                     return Ok("probe".to_owned());
                 }
                 check_host(hosts, request.headers(), request.uri())?;
                 if !documentation {
-                    check_token(token, request.headers())?;
+                    check_token(digest, request.headers())?;
                 }
                 Ok("token".to_owned())
             }
@@ -148,17 +170,6 @@ impl Access {
     }
 }
 
-/// Admits a request or refuses it.
-pub(crate) async fn admit(State(access): State<Arc<Access>>, mut request: Request, next: Next) -> Response {
-    match access.admit(&request) {
-        Ok(actor) => {
-            request.extensions_mut().insert(Admitted(actor));
-            next.run(request).await
-        }
-        Err(error) => Failure(error).into_response(),
-    }
-}
-
 /// The caller of a request.
 #[derive(Debug)]
 pub(crate) struct By(pub(crate) Caller);
@@ -167,10 +178,9 @@ impl FromRequestParts<Api> for By {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Failure> {
-        let Some(Admitted(actor)) = parts.extensions.get::<Admitted>().cloned() else {
+        let Some(Admitted { actor, request_id }) = parts.extensions.remove::<Admitted>() else {
             return Err(Failure(Error::internal("http.access", "a request passed without being admitted")));
         };
-        let request_id = parts.extensions.get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default();
         Ok(Self(Caller { project: api.config.project.clone(), actor: Actor::User(actor), request_id }))
     }
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::access::{self, Access};
+use crate::access::{Access, Gate};
 use crate::metrics::HttpMetrics;
 use crate::{edge, failure, openapi};
 
@@ -105,6 +105,7 @@ impl HttpApi {
     /// The router for one way in.
     pub fn router(&self, access: Access) -> Router {
         let state = self.state.clone();
+        let way = edge::Way { api: state.clone(), gate: Arc::new(Gate::from(access)) };
         let (quick, _) = openapi::quick_routes().split_for_parts();
         let (long, _) = openapi::long_routes().split_for_parts();
         let quick = quick.layer(from_fn_with_state(state.clone(), edge::in_time));
@@ -112,9 +113,8 @@ impl HttpApi {
             .merge(long)
             .fallback(failure::no_such_path)
             .method_not_allowed_fallback(failure::no_such_method)
-            .layer(from_fn_with_state(Arc::new(access), access::admit))
             .layer(CatchPanicLayer::custom(failure::panicked))
-            .layer(from_fn_with_state(state.clone(), edge::answer))
+            .layer(from_fn_with_state(way, edge::answer))
             .with_state(state)
     }
 

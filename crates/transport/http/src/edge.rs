@@ -1,5 +1,7 @@
 //! What every request passes first and last: its id, its metrics, its error, its time.
 
+use std::sync::Arc;
+
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -8,14 +10,18 @@ use flames_error::{Error, ErrorKind};
 use flames_service::codes;
 use http::{HeaderName, HeaderValue, Method};
 
+use crate::access::{Admitted, Gate};
 use crate::api::Api;
 use crate::failure::{Failed, Failure, render};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The id of a request: the client's, or one of ours.
+/// One way in.
 #[derive(Debug, Clone)]
-pub(crate) struct RequestId(pub(crate) String);
+pub(crate) struct Way {
+    pub(crate) api: Api,
+    pub(crate) gate: Arc<Gate>,
+}
 
 /// The client's id for a request, when it is fit to stand in logs and records.
 fn given_id(request: &Request) -> Option<String> {
@@ -24,15 +30,24 @@ fn given_id(request: &Request) -> Option<String> {
     fits.then(|| text.to_owned())
 }
 
-/// Gives the request an id, measures it, and writes the body of its error.
-pub(crate) async fn answer(State(api): State<Api>, mut request: Request, next: Next) -> Response {
+/// Gives the request an id, admits it or refuses it, measures it, and writes the body of its error.
+pub(crate) async fn answer(
+    State(Way { api, gate }): State<Way>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let began = api.service.clock().monotonic();
     let id = given_id(&request).unwrap_or_else(|| api.ids.next_id().to_string());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().cloned();
-    request.extensions_mut().insert(RequestId(id.clone()));
-    let mut response = next.run(request).await;
+    let mut response = match gate.admit(&request) {
+        Ok(actor) => {
+            request.extensions_mut().insert(Admitted { actor, request_id: id.clone() });
+            next.run(request).await
+        }
+        Err(error) => Failure(error).into_response(),
+    };
     if let Some(Failed(error)) = response.extensions_mut().remove::<Failed>() {
         let allow = response.headers_mut().remove(http::header::ALLOW);
         response = render(&error, &id, &path);

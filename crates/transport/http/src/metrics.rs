@@ -16,14 +16,14 @@ pub type SharedRegistry = Arc<Mutex<Registry>>;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
-    method: String,
+    method: &'static str,
     route: String,
     status: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteLabels {
-    method: String,
+    method: &'static str,
     route: String,
 }
 
@@ -59,19 +59,18 @@ impl HttpMetrics {
 
     pub(crate) fn record(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
         // A client may invent methods; a label must not grow without bound.
-        let known = matches!(
-            *method,
-            Method::GET
-                | Method::HEAD
-                | Method::POST
-                | Method::PUT
-                | Method::DELETE
-                | Method::PATCH
-                | Method::OPTIONS
-        );
-        let method = if known { method.as_str() } else { "other" }.to_owned();
+        let method = match *method {
+            Method::GET => "GET",
+            Method::HEAD => "HEAD",
+            Method::POST => "POST",
+            Method::PUT => "PUT",
+            Method::DELETE => "DELETE",
+            Method::PATCH => "PATCH",
+            Method::OPTIONS => "OPTIONS",
+            _ => "other",
+        };
         let route = route.to_owned();
-        let labels = RouteLabels { method: method.clone(), route: route.clone() };
+        let labels = RouteLabels { method, route: route.clone() };
         self.seconds.get_or_create(&labels).observe(took.as_secs_f64());
         self.requests.get_or_create(&RequestLabels { method, route, status: status.as_u16() }).inc();
     }

@@ -41,6 +41,20 @@ pub(crate) async fn a_shared_file_is_linked_and_stays_as_it_was(host: &Host) {
     assert_eq!(host.residue(), Vec::<String>::new());
 }
 
+pub(crate) async fn a_folder_whose_making_was_killed_midway_is_the_vmms_when_it_is_asked_for_again(
+    host: &Host,
+) {
+    let jails = host.open().await;
+    let jail = jails.create(&name("inc_1"), spec()).await.unwrap();
+    // As it is between the making and the giving.
+    std::fs::create_dir(jail.root().join("load")).unwrap();
+    assert_eq!(std::fs::metadata(jail.root().join("load")).unwrap().uid(), 0);
+    jail.make_folder(&inside("load")).unwrap();
+    assert_eq!(std::fs::metadata(jail.root().join("load")).unwrap().uid(), jail.slot().user);
+    remove(&jails, "inc_1").await;
+    assert_eq!(host.residue(), Vec::<String>::new());
+}
+
 pub(crate) async fn a_shared_file_of_another_file_system_is_seen_by_the_vmm_alone_and_cannot_be_written(
     host: &Host,
 ) {

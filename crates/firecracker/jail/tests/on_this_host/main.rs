@@ -31,6 +31,7 @@ fn main() -> ExitCode {
             a_vmm_that_stops_answering_is_killed;
         files:
             a_shared_file_is_linked_and_stays_as_it_was,
+            a_folder_whose_making_was_killed_midway_is_the_vmms_when_it_is_asked_for_again,
             a_shared_file_of_another_file_system_is_seen_by_the_vmm_alone_and_cannot_be_written,
             a_disk_is_the_microvms_for_a_while_and_then_roots_again,
             a_file_that_takes_a_disks_place_is_not_given_away,

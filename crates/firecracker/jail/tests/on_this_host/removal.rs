@@ -1,5 +1,6 @@
 //! Nothing is left.
 
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use flames_firecracker_jail::{Hierarchies, State};
@@ -63,13 +64,15 @@ pub(crate) async fn what_somebody_mounted_in_a_jail_is_unmounted_and_not_removed
     std::fs::write(precious.join("file"), "still there").unwrap();
     let jails = host.open().await;
     let jail = jails.create(&name("inc_1"), spec()).await.unwrap();
-    let point = jail.root().join("mounted here");
+    let point = jail.root().join("mounted_here");
     std::fs::create_dir(&point).unwrap();
     for _ in 0..2 {
         let done =
             std::process::Command::new("mount").arg("--bind").arg(&precious).arg(&point).status().unwrap();
         assert!(done.success());
     }
+    jail.make_folder(&inside("mounted_here")).unwrap();
+    assert_eq!(std::fs::metadata(&precious).unwrap().uid(), 0, "it was given to the VMM");
     remove(&jails, "inc_1").await;
     assert_eq!(std::fs::read_to_string(precious.join("file")).unwrap(), "still there");
     assert_eq!(host.residue(), Vec::<String>::new());

@@ -71,14 +71,11 @@ pub(crate) fn path(name: &str) -> PathBuf {
     Path::new(FOLDER).join(name)
 }
 
-/// Makes a fresh namespace of this name and moves the calling thread into it. What a crash left under the name without a
-/// namespace is used.
+/// The file of a name that no namespace has, for one to be mounted on. What a crash left there without a namespace is used.
 ///
-/// Errors: `AlreadyExists` when there is one; else those of the kernel.
-pub(crate) fn create(name: &str) -> Result<Namespace> {
-    let path = path(name);
-    std::fs::create_dir_all(FOLDER).map_err(|error| refused(OPERATION, "making /run/netns", error))?;
-    if Namespace::open(&path)?.is_some() {
+/// Errors: `AlreadyExists`; else those of the kernel.
+fn take(path: &Path) -> Result<()> {
+    if Namespace::open(path)?.is_some() {
         return Err(Error::new(
             flames_error::ErrorKind::AlreadyExists,
             OPERATION,
@@ -86,7 +83,17 @@ pub(crate) fn create(name: &str) -> Result<Namespace> {
         )
         .with_context("path", path.display()));
     }
-    File::create(&path).map_err(|error| refused(OPERATION, "naming a namespace", error))?;
+    File::create(path).map_err(|error| refused(OPERATION, "naming a namespace", error))?;
+    Ok(())
+}
+
+/// Makes a fresh namespace of this name and moves the calling thread into it.
+///
+/// Errors: `AlreadyExists` when there is one; else those of the kernel.
+pub(crate) fn create(name: &str) -> Result<Namespace> {
+    let path = path(name);
+    std::fs::create_dir_all(FOLDER).map_err(|error| refused(OPERATION, "making /run/netns", error))?;
+    take(&path)?;
     unshare_network().map_err(|error| refused(OPERATION, "making a namespace", error.into()))?;
     mount_bind(OWN, &path).map_err(|error| refused(OPERATION, "mounting a namespace", error.into()))?;
     Namespace::current()
@@ -99,15 +106,7 @@ pub(crate) fn rename(from: &str, to: &str) -> Result<Namespace> {
     let (old, new) = (path(from), path(to));
     let namespace = Namespace::open(&old)?
         .ok_or_else(|| Error::not_found(OPERATION, "namespace", old.display().to_string()))?;
-    if Namespace::open(&new)?.is_some() {
-        return Err(Error::new(
-            flames_error::ErrorKind::AlreadyExists,
-            OPERATION,
-            "there is a namespace of this name",
-        )
-        .with_context("path", new.display()));
-    }
-    File::create(&new).map_err(|error| refused(OPERATION, "naming a namespace", error))?;
+    take(&new)?;
     mount_bind(&old, &new).map_err(|error| refused(OPERATION, "mounting a namespace", error.into()))?;
     remove(from)?;
     namespace.enter()?;

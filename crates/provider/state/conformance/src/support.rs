@@ -11,7 +11,7 @@ use flames_state::{
 
 pub(crate) type Store = Arc<dyn StateStore>;
 
-pub(crate) fn key(bytes: impl Into<Bytes>) -> Key {
+pub(crate) fn key(bytes: impl AsRef<[u8]>) -> Key {
     Key::new(bytes).unwrap()
 }
 

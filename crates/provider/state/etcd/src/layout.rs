@@ -160,7 +160,7 @@ impl Layout {
         let Some((kind, rest)) = etcd_key.strip_prefix(&self.prefix[..]).and_then(<[u8]>::split_first) else {
             return About::Other;
         };
-        let key = |bytes: &[u8]| Key::new(bytes.to_vec()).ok();
+        let key = |bytes: &[u8]| Key::new(bytes).ok();
         match *kind {
             ENTRY => key(rest).map_or(About::Other, About::Key),
             LOG => {
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     fn key(bytes: &[u8]) -> Key {
-        Key::new(bytes.to_vec()).unwrap()
+        Key::new(bytes).unwrap()
     }
 
     #[test]

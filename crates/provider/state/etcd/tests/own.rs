@@ -40,7 +40,7 @@ mod promises {
     }
 
     fn key(name: &str) -> Key {
-        Key::new(name.to_owned()).unwrap()
+        Key::new(name).unwrap()
     }
 
     async fn append(store: &EtcdStore, log: &str, payload: String) {

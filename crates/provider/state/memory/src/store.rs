@@ -1,10 +1,8 @@
 //! The store.
 
-use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Bound;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,10 +11,15 @@ use flames_state::{
     Commit, Committed, Entry, HintFanout, HintStream, Key, KeyRange, LogEntry, Page, PageRequest, Position,
     StateStore, Version, Write, validate_limit,
 };
+use parking_lot::{RwLock, RwLockReadGuard, RwLockUpgradableReadGuard};
+
+use crate::entries::Entries;
 
 /// A StateStore in memory.
 pub struct MemoryStore {
-    contents: Mutex<Contents>,
+    /// A panic under this lock, which is not poisoned by one, cannot leave a commit half applied: nothing in [`Contents::apply`] panics, short of
+    /// a failed allocation, which aborts.
+    contents: RwLock<Contents>,
     hints: HintFanout,
 }
 
@@ -24,18 +27,8 @@ pub struct MemoryStore {
 struct Contents {
     /// The number of commits applied. Never goes back, so that neither a version nor a position is given twice.
     counter: u64,
-    entries: BTreeMap<StoredKey, Stored>,
+    entries: Entries<Stored>,
     logs: BTreeMap<Key, BTreeMap<Position, Bytes>>,
-}
-
-/// A key that can be looked up by its bytes.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct StoredKey(Key);
-
-impl Borrow<[u8]> for StoredKey {
-    fn borrow(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
 }
 
 struct Stored {
@@ -52,13 +45,12 @@ impl Stored {
 impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
-        Self { contents: Mutex::default(), hints: HintFanout::new() }
+        Self { contents: RwLock::default(), hints: HintFanout::new() }
     }
 
-    fn contents(&self) -> MutexGuard<'_, Contents> {
-        // A panic while the lock was held cannot have left a commit half applied: nothing between the checks and the last
-        // write of `Contents::apply` panics, short of a failed allocation, which aborts.
-        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+    /// For calls that only read. Never asked for by one who has it: a writer may wait in between.
+    fn contents(&self) -> RwLockReadGuard<'_, Contents> {
+        self.contents.read()
     }
 }
 
@@ -80,44 +72,40 @@ impl fmt::Debug for MemoryStore {
 }
 
 impl Contents {
-    fn apply(&mut self, commit: &Commit) -> Result<Committed> {
+    fn check(&self, commit: &Commit) -> Result<()> {
         for check in &commit.checks {
-            let current = self.entries.get(check.key().as_bytes()).map(|stored| stored.version);
+            let current = self.entries.get(check.key()).map(|stored| stored.version);
             if !check.holds(current) {
                 return Err(Error::new(ErrorKind::Conflict, "state.commit", "a check does not hold")
                     .with_context("key", check.key()));
             }
         }
+        Ok(())
+    }
+
+    /// Carries out a commit whose checks hold. What it replaces goes to `old`, since to free it takes longer than all else.
+    fn apply(&mut self, commit: &Commit, old: &mut Vec<Stored>) -> Committed {
         self.counter += 1;
         let version = Version::from_raw(self.counter);
         for write in &commit.writes {
-            match write {
-                Write::Put(key, value) => {
-                    self.entries.insert(StoredKey(key.clone()), Stored { value: value.clone(), version });
-                }
-                Write::Delete(key) => {
-                    self.entries.remove(key.as_bytes());
-                }
-            }
+            old.extend(match write {
+                Write::Put(key, value) => self.entries.insert(key, Stored { value: value.clone(), version }),
+                Write::Delete(key) => self.entries.remove(key),
+            });
         }
         for (ordinal, append) in (0..).zip(&commit.appends) {
             let position = Position::from_raw(self.counter, ordinal);
             self.logs.entry(append.log.clone()).or_default().insert(position, append.payload.clone());
         }
-        Ok(Committed { version })
+        Committed { version }
     }
 
     fn page(&self, range: &KeyRange, page: &PageRequest) -> Page {
         let after = page.after.as_ref().map(Key::as_bytes).filter(|after| *after >= range.start());
         let lower = after.map_or(Bound::Included(range.start()), Bound::Excluded);
-        let upper = range.end().map_or(Bound::Unbounded, Bound::Excluded);
-        // Such bounds hold nothing, and BTreeMap::range panics on them.
-        if range.end().is_some_and(|end| after.unwrap_or(range.start()) >= end) {
-            return Page::default();
-        }
-        let mut found = self.entries.range::<[u8], _>((lower, upper));
+        let mut found = self.entries.range(lower, range.end());
         let entries: Vec<Entry> =
-            found.by_ref().take(page.limit).map(|(key, stored)| stored.entry(&key.0)).collect();
+            found.by_ref().take(page.limit).map(|(key, stored)| stored.entry(key)).collect();
         let next = found.next().and_then(|_| entries.last().map(|entry| entry.key.clone()));
         Page { entries, next }
     }
@@ -130,7 +118,7 @@ impl StateStore for MemoryStore {
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Entry>> {
-        Ok(self.contents().entries.get(key.as_bytes()).map(|stored| stored.entry(key)))
+        Ok(self.contents().entries.get(key).map(|stored| stored.entry(key)))
     }
 
     async fn scan(&self, range: &KeyRange, page: PageRequest) -> Result<Page> {
@@ -140,7 +128,12 @@ impl StateStore for MemoryStore {
 
     async fn commit(&self, commit: &Commit) -> Result<Committed> {
         commit.validate()?;
-        let committed = self.contents().apply(commit)?;
+        let mut old = Vec::with_capacity(commit.writes.len());
+        let committed = {
+            let contents = self.contents.upgradable_read();
+            contents.check(commit)?;
+            RwLockUpgradableReadGuard::upgrade(contents).apply(commit, &mut old)
+        };
         self.hints.publish(commit);
         Ok(committed)
     }
@@ -156,7 +149,7 @@ impl StateStore for MemoryStore {
     }
 
     async fn trim_log(&self, log: &Key, through: Position) -> Result<()> {
-        let mut contents = self.contents();
+        let mut contents = self.contents.write();
         if let Some(entries) = contents.logs.get_mut(log) {
             let mut kept = entries.split_off(&through);
             kept.remove(&through);

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     fn key(bytes: &[u8]) -> Key {
-        Key::new(bytes.to_vec()).unwrap()
+        Key::new(bytes).unwrap()
     }
 
     fn putting(keys: impl IntoIterator<Item = Key>) -> Commit {

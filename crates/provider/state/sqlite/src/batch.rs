@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     fn key(name: &str) -> Key {
-        Key::new(name.to_owned()).unwrap()
+        Key::new(name).unwrap()
     }
 
     #[test]

@@ -3,9 +3,12 @@
 // What fails here fails the test.
 #![allow(clippy::unwrap_used)]
 
+use std::future::poll_fn;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use flames_clock::SystemClock;
@@ -18,7 +21,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
 use tempfile::TempDir;
 
 fn key(name: &str) -> Key {
-    Key::new(name.to_owned()).unwrap()
+    Key::new(name).unwrap()
 }
 
 fn folder() -> (TempDir, PathBuf) {
@@ -216,7 +219,9 @@ async fn a_commit_that_fails_at_its_very_end_is_of_unknown_outcome_and_the_next_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_another_process_writes_commits_are_unavailable_and_reads_go_on() {
     let (_folder, path) = folder();
-    let config = SqliteConfig { operation_deadline: Duration::from_millis(800), ..SqliteConfig::at(&path) };
+    // SQLite gives up at the half of it; a host that stands still meanwhile must not make the other half pass.
+    let operation_deadline = Duration::from_secs(4);
+    let config = SqliteConfig { operation_deadline, ..SqliteConfig::at(&path) };
     let store = open_with(config).await.unwrap();
     put(&store, "a", "1").await.unwrap();
     let mut other = raw(&path).await;
@@ -312,6 +317,92 @@ async fn closing_lets_what_was_handed_in_finish() {
         kept,
         "just what was answered"
     );
+}
+
+/// All contents are in the file itself: it can be copied as it is, and opening it changes nothing.
+#[track_caller]
+fn stands_alone(path: &Path, when: impl std::fmt::Display) {
+    for left in ["state.db-wal", "state.db-shm"] {
+        assert!(!path.with_file_name(left).exists(), "{when}, and the closed file has a {left} beside it");
+    }
+}
+
+/// An operation whose caller goes away when it has waited for SQLite so many times; whether it was answered before.
+async fn cut_short<T>(work: impl Future<Output = Result<T, Error>>, waits: usize) -> bool {
+    let (mut work, mut left) = (pin!(work), waits);
+    poll_fn(|context| match work.as_mut().poll(context) {
+        Poll::Ready(outcome) => {
+            outcome.unwrap();
+            Poll::Ready(true)
+        }
+        Poll::Pending if left == 0 => Poll::Ready(false),
+        Poll::Pending => {
+            left -= 1;
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_file_stands_alone_whoever_has_read_it() {
+    for _ in 0..200 {
+        let (_folder, path) = folder();
+        let store = open(&path).await;
+        put(&store, "k", "v").await.unwrap();
+        join_all((0..4).map(|_| async { store.get(&key("k")).await.unwrap() })).await;
+        store.close().await.unwrap();
+        stands_alone(&path, "four have read it");
+    }
+}
+
+/// The file is closed in order, wherever the caller of an operation has gone away.
+async fn is_closed_wherever_cut_short<T>(work: impl AsyncFn(&SqliteStore) -> Result<T, Error>) {
+    for waits in 0..100 {
+        let (_folder, path) = folder();
+        let store = open(&path).await;
+        put(&store, "k", "v").await.unwrap();
+        let answered = cut_short(work(&store), waits).await;
+        store.close().await.unwrap();
+        stands_alone(&path, format_args!("cut short at {waits}"));
+        put(&open(&path).await, "k", "next").await.unwrap();
+        if answered {
+            assert!(waits > 0, "it waits for SQLite");
+            return;
+        }
+    }
+    panic!("it waits for SQLite without end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_waits_for_a_commit_whose_caller_has_gone_away() {
+    let mut all = Commit::new();
+    for name in ["k", "l", "m"] {
+        all.put(key(name), vec![7; 1 << 18]);
+    }
+    is_closed_wherever_cut_short(async |store| store.commit(&all).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_waits_for_a_read_whose_caller_has_gone_away() {
+    is_closed_wherever_cut_short(async |store| store.get(&key("k")).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn before_a_commit_is_all_or_nothing_of_one_whose_caller_has_gone_away() {
+    let (_folder, path) = folder();
+    let store = open(&path).await;
+    for waits in 0..20 {
+        let number = format!("{waits}");
+        let mut all = Commit::new();
+        all.put(key("a"), number.clone()).put(key("b"), vec![7; 1 << 18]).put(key("c"), number.clone());
+        cut_short(store.commit(&all), waits).await;
+        put(&store, "next", number.clone()).await.unwrap();
+        let read = async |name: &str| store.get(&key(name)).await.unwrap().map(|entry| entry.value);
+        assert_eq!(read("a").await, read("c").await, "cut short at {waits}");
+        assert_eq!(read("next").await.unwrap(), number);
+    }
+    store.close().await.unwrap();
 }
 
 #[tokio::test]

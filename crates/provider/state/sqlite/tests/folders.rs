@@ -52,7 +52,7 @@ async fn open(path: &Path) -> Result<SqliteStore, Error> {
 }
 
 fn key(name: &str) -> Key {
-    Key::new(name.to_owned()).unwrap()
+    Key::new(name).unwrap()
 }
 
 /// One line that names the provider, the file and what to do.

@@ -14,7 +14,7 @@ use flames_state_sqlite::{SqliteConfig, SqliteStore};
 use futures::future::join_all;
 
 fn key(name: &str) -> Key {
-    Key::new(name.to_owned()).unwrap()
+    Key::new(name).unwrap()
 }
 
 async fn open(path: &Path) -> SqliteStore {

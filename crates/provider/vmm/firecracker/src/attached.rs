@@ -5,30 +5,28 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use flames_clock::{Clock, ClockExt};
+use flames_clock::Clock;
 use flames_error::{ErrorKind, Result};
 use flames_firecracker_api::{
     Client, Deadlines, InstanceState, Options, SnapshotCreate, SnapshotType, Version,
 };
 use flames_firecracker_jail::{Jail, Verdict, Vmm};
 use flames_host::blocking;
-use flames_host::console::{self, ConsoleLog};
 use flames_host::process::{Ended, Process};
 use flames_vmm::{Exit, ExitCause, Phase};
+use flames_vmm_local::{Folder, Monitor, Ties, end_of};
 use tokio::sync::OnceCell;
-use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::context::Context;
-use crate::folder::Folder;
+use crate::folder::Records;
 use crate::machine::{API, SERIAL, inside};
-use crate::pipe::{UntilEnd, Words, cut, exit_code_in, says_that_it_stops};
+use crate::pipe::{UntilEnd, Words, exit_code_in, says_that_it_stops};
+use crate::vm::Before;
 
-/// How long is waited, after a monitor's end, for what it has said to be read.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long is waited for the end of a monitor that hung up.
+pub(crate) const HUNG_UP: Duration = Duration::from_millis(500);
 /// How long a monitor may take to exit after it has said that it does.
 const SEEN_OFF: Duration = Duration::from_secs(1);
-/// The most bytes of a monitor's message that are kept.
-const LONGEST_MESSAGE: usize = 1024;
 
 /// A monitor's process with its connections.
 #[derive(Debug)]
@@ -46,15 +44,10 @@ pub(crate) struct Attached {
     saving: Mutex<Option<Phase>>,
     words: Words,
     verdict: Arc<Mutex<Option<Verdict>>>,
-    readers: Mutex<Vec<JoinHandle<()>>>,
-    followers: Mutex<Vec<AbortHandle>>,
+    ties: Ties,
+    /// From its kill to its end.
+    kill: Duration,
     exit: OnceCell<Exit>,
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        self.detach();
-    }
 }
 
 /// Marks the guest as being saved for as long as it lives.
@@ -92,42 +85,28 @@ impl Attached {
             saving: Mutex::default(),
             words: Words::default(),
             verdict: Arc::default(),
-            readers: Mutex::default(),
-            followers: Mutex::default(),
+            ties: Ties::default(),
+            kill: limits.kill,
             exit: OnceCell::new(),
         }
-    }
-
-    pub(crate) fn process(&self) -> &Process {
-        &self.vmm.process
     }
 
     /// Starts to copy what the monitor and its guest write. `mark_gap`: output may have been lost before.
     pub(crate) fn listen(&self, context: &Context, mark_gap: bool) -> Result<()> {
         let serial = UntilEnd::new(self.jail.pipe(&inside(SERIAL)?)?, Arc::clone(&self.vmm));
         let output = UntilEnd::new(self.jail.output()?, Arc::clone(&self.vmm));
-        let log = ConsoleLog::new(self.folder.path(), context.config.console_log_limit);
-        let writer = log
-            .writer()
-            .map_err(|error| flames_host::files::failed("the console's log cannot be opened", error));
-        let mut writer = writer?;
         let clock = Arc::clone(&self.clock);
-        let rate = context.config.console_bytes_per_second;
-        let console = tokio::spawn(async move {
-            if mark_gap {
-                let _ = writer.append(console::GAP).await;
-            }
-            console::record(serial, writer, clock, rate).await;
-        });
+        let console = context.config.console().record(&self.folder, serial, clock, mark_gap)?;
         let words = tokio::spawn(self.words.clone().hear(output));
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner).extend([console, words]);
+        self.ties.read_by(console);
+        self.ties.read_by(words);
         Ok(())
     }
 
     /// Ends a monitor that has said that it exits and does not. One whose guest ends while a call of the API is on its way waits for the
     /// thread that serves the API, and that one for an answer that nobody gives any more (Firecracker 1.16.1, seen once in a dozen exits
     /// that were asked about every 20 ms).
-    pub(crate) fn see_off(&self) {
+    fn see_off(&self) {
         let (clock, vmm, words) = (Arc::clone(&self.clock), Arc::clone(&self.vmm), self.words.clone());
         let task = tokio::spawn(async move {
             words.stops().await;
@@ -135,11 +114,12 @@ impl Attached {
             // One that has ended is as good.
             let _ = vmm.process.kill();
         });
-        self.followed_by(task.abort_handle());
+        self.ties.followed_by(task.abort_handle());
     }
 
-    /// Kills a monitor that does not answer, when the settings say so.
+    /// Kills a monitor that does not answer, when the settings say so, and one that does not exit though it has said that it does.
     pub(crate) fn watch(&self, context: &Context) {
+        self.see_off();
         let Some(watchdog) = context.config.watchdog else { return };
         let (clock, vmm) = (Arc::clone(&self.clock), Arc::clone(&self.vmm));
         let (client, busy) = (Arc::clone(&self.client), Arc::clone(&self.busy));
@@ -154,21 +134,7 @@ impl Attached {
                 *verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(killed);
             }
         });
-        self.followed_by(task.abort_handle());
-    }
-
-    pub(crate) fn followed_by(&self, task: AbortHandle) {
-        self.followers.lock().unwrap_or_else(PoisonError::into_inner).push(task);
-    }
-
-    /// Lets the monitor be; it runs on.
-    pub(crate) fn detach(&self) {
-        for task in self.readers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            task.abort();
-        }
-        for task in self.followers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            task.abort();
-        }
+        self.ties.followed_by(task.abort_handle());
     }
 
     /// Notes, durably, that the guest may run from now on. [`Attached::let_go`] follows when it is let.
@@ -237,38 +203,24 @@ impl Attached {
     }
 
     /// Kills the monitor; returns once it is gone. False when it does not go.
-    pub(crate) async fn kill(&self, deadline: Duration) -> bool {
-        let process = self.process();
-        if process.is_alive() && process.kill().is_err() {
-            return false;
-        }
-        self.ends_within(deadline).await
+    pub(crate) async fn kill(&self) -> bool {
+        self.vmm.process.kill_within(&*self.clock, self.kill).await
     }
 
     /// Returns true once the monitor has ended, false after the deadline.
     pub(crate) async fn ends_within(&self, deadline: Duration) -> bool {
-        matches!(self.clock.timeout(deadline, self.process().ended()).await, Ok(Ok(())))
+        self.vmm.process.ends_within(&*self.clock, deadline).await
     }
 
     /// The end of what the monitor has said, once it has ended.
     pub(crate) async fn last_words(&self) -> Option<String> {
-        let readers = std::mem::take(&mut *self.readers.lock().unwrap_or_else(PoisonError::into_inner));
-        for mut reader in readers {
-            if self.clock.timeout(LAST_WORDS, &mut reader).await.is_err() {
-                reader.abort();
-            }
-        }
-        cut(&self.words.text(), LONGEST_MESSAGE)
+        self.ties.read_out(&*self.clock).await;
+        end_of(&self.words.text())
     }
 
-    /// What is to be told of the monitor's end; settled once, and on disk when this returns. Call it only after the end.
-    pub(crate) async fn exit(&self, context: &Context) -> Result<Exit> {
-        self.exit.get_or_try_init(|| self.settle_exit(context)).await.cloned()
-    }
-
-    async fn settle_exit(&self, context: &Context) -> Result<Exit> {
+    async fn settle_exit(&self) -> Result<Exit> {
         // A process with several threads has no status before the last of them is gone.
-        self.ends_within(context.config.deadlines.kill).await;
+        self.ends_within(self.kill).await;
         let words = self.last_words().await;
         let verdict = *self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = Seen {
@@ -281,6 +233,35 @@ impl Attached {
         };
         let message = verdict.map(|verdict| verdict.to_string()).or(words);
         note_exit(&self.folder, &self.clock, &seen, message).await
+    }
+}
+
+impl Monitor for Attached {
+    type Before = Before;
+
+    fn process(&self) -> &Process {
+        &self.vmm.process
+    }
+
+    fn ties(&self) -> &Ties {
+        &self.ties
+    }
+
+    fn left_before(&self) -> Option<Before> {
+        (!self.is_let_go()).then(|| Before::Stale(self.jail.clone()))
+    }
+
+    async fn look(&self) -> Option<Phase> {
+        match self.phase().await {
+            Ok(phase) => Some(phase),
+            // It may have ended while it was asked, or be about to.
+            Err(_) if self.is_let_go() && self.ends_within(HUNG_UP).await => None,
+            Err(_) => Some(Phase::Unknown),
+        }
+    }
+
+    async fn exit(&self) -> Result<Exit> {
+        self.exit.get_or_try_init(|| self.settle_exit()).await.cloned()
     }
 }
 
@@ -300,7 +281,7 @@ pub(crate) async fn settle_unseen(
         has_stopped: words.as_deref().is_some_and(says_that_it_stops),
         was_followed: false,
     };
-    let message = words.and_then(|words| cut(&words, LONGEST_MESSAGE));
+    let message = words.as_deref().and_then(end_of);
     note_exit(folder, clock, &seen, message).await
 }
 
@@ -311,10 +292,7 @@ async fn note_exit(
     message: Option<String>,
 ) -> Result<Exit> {
     let (cause, code, signal) = seen.cause();
-    let exit = Exit { cause, code, signal, at: clock.now(), message };
-    let (folder, record) = (folder.clone(), exit.clone());
-    blocking(move || folder.write_exit(&record)).await?;
-    Ok(exit)
+    folder.note_exit(Exit { cause, code, signal, at: clock.now(), message }).await
 }
 
 /// What is known of a monitor's end.

@@ -10,6 +10,7 @@ use flames_firecracker_jail::{JailConfig, Watchdog};
 use flames_firecracker_network::NetworkConfig;
 use flames_host::process::find_program;
 use flames_vmm::IncarnationName;
+use flames_vmm_local::ConsoleLimits;
 use serde_json::Value;
 
 /// How long each kind of call may take.
@@ -128,16 +129,15 @@ impl FirecrackerConfig {
         }
     }
 
+    pub(crate) fn console(&self) -> ConsoleLimits {
+        ConsoleLimits { on_disk: self.console_log_limit, bytes_per_second: self.console_bytes_per_second }
+    }
+
     /// Errors: `InvalidInput`, with the field.
     pub(crate) fn validate(&self) -> Result<()> {
         const OPERATION: &str = "vmm.new";
         let refuse = |field: &'static str, sentence: &str| Err(Error::invalid(OPERATION, field, sentence));
-        if self.console_log_limit < flames_host::console::MIN_LIMIT {
-            return refuse("console_log_limit", "A console's log has at least 8 KiB.");
-        }
-        if self.console_bytes_per_second < 1024 {
-            return refuse("console_bytes_per_second", "A console has at least 1 KiB a second.");
-        }
+        self.console().check()?;
         if !self.folder.is_absolute() || self.folder.to_str().is_none() {
             return refuse("folder", "The folder's path must be absolute and valid UTF-8.");
         }

@@ -9,14 +9,12 @@ use flames_error::{Error, ErrorKind, Result};
 use flames_firecracker_api::Version;
 use flames_firecracker_jail::{DoctorConfig, Jails, Outcome, checks};
 use flames_firecracker_network::Networks;
-use flames_vmm::IncarnationName;
-use tokio::sync::{OnceCell, broadcast};
+use flames_vmm_local::Exits;
+use tokio::sync::OnceCell;
 
 use crate::config::FirecrackerConfig;
 use crate::spares::Spares;
 
-/// How many exits a slow listener may be behind before it misses some.
-const EXIT_HINTS: usize = 1024;
 /// The checks of a host without which no microVM can run; the others only warn.
 const NEEDED: [&str; 9] =
     ["root", "kvm", "firecracker", "jailer", "versions", "kernel", "cgroups", "users", "file-system"];
@@ -34,7 +32,7 @@ pub(crate) struct Context {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
     pub(crate) spares: Spares,
-    pub(crate) exits: broadcast::Sender<IncarnationName>,
+    pub(crate) exits: Exits,
     version: OnceCell<Version>,
     host: OnceCell<Host>,
     is_closed: AtomicBool,
@@ -42,13 +40,12 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn new(config: FirecrackerConfig, clock: Arc<dyn Clock>, random: Arc<dyn Random>) -> Self {
-        let (exits, _) = broadcast::channel(EXIT_HINTS);
         Self {
             config,
             clock,
             random,
             spares: Spares::default(),
-            exits,
+            exits: Exits::default(),
             version: OnceCell::new(),
             host: OnceCell::new(),
             is_closed: AtomicBool::new(false),

@@ -1,17 +1,16 @@
 //! Ending a guest, and removing what was made for it.
 
-use std::io::ErrorKind as IoErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use flames_error::{Error, Result};
+use flames_error::Result;
 use flames_firecracker_network::Incarnation;
 use flames_host::blocking;
-use flames_host::files::{failed, remove_all, sync_folder};
 use flames_vmm::{Phase, StopHow};
+use flames_vmm_local::{Folder, Monitor, OnHost};
 
 use crate::context::Context;
-use crate::vm::{Situation, Vm};
+use crate::vm::{Before, Situation, Vm};
 
 impl Vm {
     /// A guest that cannot answer (paused, or its monitor does not) is not waited for. The power button is Ctrl, Alt and Delete on a
@@ -24,8 +23,8 @@ impl Vm {
                 return Err(self.not_found(OPERATION));
             }
             match self.situation(context).await? {
-                Situation::Half | Situation::Prepared(_) | Situation::Exited(_) => return Ok(()),
-                Situation::Stale(jail) => return self.forget_start(&jail).await,
+                Situation::Before(Before::Half | Before::Prepared(_)) | Situation::Exited(_) => return Ok(()),
+                Situation::Before(Before::Stale(jail)) => return self.forget_start(&jail).await,
                 // It has run nothing, and goes on doing so.
                 Situation::Alive(attached) if matches!(attached.phase().await, Ok(Phase::Starting)) => {
                     let jail = attached.jail.clone();
@@ -43,11 +42,10 @@ impl Vm {
         {
             attached.ends_within(grace).await;
         }
-        if !attached.kill(context.config.deadlines.kill).await {
-            return Err(Error::unavailable(OPERATION, "the monitor does not end")
-                .with_resource("incarnation", self.name.as_str()));
+        if !attached.kill().await {
+            return Err(self.does_not_end(OPERATION));
         }
-        attached.exit(context).await.map(|_| ())
+        attached.exit().await.map(|_| ())
     }
 
     /// Kills, then removes. What is left of a call that was cut short is taken away by the next. Runs to its end even when the caller is
@@ -66,31 +64,14 @@ impl Vm {
     pub(crate) async fn unmake(&self, context: &Arc<Context>) -> Result<()> {
         self.release().await;
         let host = context.host().await?;
-        let io = |error| failed("the incarnation's folder cannot be removed", error);
-        let (root, folder) = (context.root().to_owned(), self.folder.clone());
-        let old = root.join(format!(".old-{}", self.name));
-        let renamed = old.clone();
-        blocking(move || {
-            let rename = || {
-                if !folder.exists() {
-                    return Ok(());
-                }
-                remove_all(&renamed)?;
-                match std::fs::rename(folder.path(), &renamed) {
-                    Err(error) if error.kind() == IoErrorKind::NotFound => return Ok(()),
-                    done => done?,
-                }
-                sync_folder(&root)
-            };
-            rename().map_err(io)
-        })
-        .await?;
+        let (root, name, folder) = (context.root().to_owned(), self.name.clone(), self.folder.clone());
+        let old = blocking(move || folder.set_aside(&root, &name)).await?;
         // Kills what runs, by every trace of it.
         host.jails.remove(&self.jail_name).await?;
         if let Some(networks) = &host.networks {
             networks.remove(&Incarnation::new(self.name.as_str())?).await?;
         }
         self.has_network.store(false, Ordering::Release);
-        blocking(move || remove_all(&old).map_err(io)).await
+        blocking(move || Folder::remove_old(&old)).await
     }
 }

@@ -2,41 +2,23 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use flames_error::{Error, Result};
+use flames_vmm_local::check::{self, KernelFile, SECTOR, read_head};
 
 const OPERATION: &str = "vmm.prepare";
-/// A disk's size is a multiple of it (virtio 1.2, section 5.2).
-pub(crate) const SECTOR: u64 = 512;
 
 /// `InvalidInput` unless the file is a kernel that Firecracker boots: an uncompressed ELF image for x86-64.
 pub(crate) fn check_kernel(path: &Path) -> Result<()> {
-    let refuse = |sentence: &str| Err(Error::invalid(OPERATION, "boot.kernel", sentence));
-    let mut head = [0; 1024];
-    let length = File::open(path)
-        .and_then(|file| read_up_to(&file, &mut head, 0))
-        .map_err(|error| unreadable(path, error))?;
-    let head = &head[..length];
-    // Linux's x86 boot protocol: `HdrS` at 0x202.
-    if head.get(0x202..0x206) == Some(b"HdrS") {
-        return refuse(
-            "The kernel is a `bzImage`. Firecracker boots the uncompressed `vmlinux`: extract it first.",
-        );
-    }
-    if head.starts_with(b"\xfd7zXZ") || head.starts_with(b"\x1f\x8b") || head.starts_with(b"\x28\xb5\x2f\xfd")
-    {
-        return refuse("The kernel is compressed: unpack it first.");
-    }
-    if !head.starts_with(b"\x7fELF") {
-        return refuse("The kernel is not an ELF `vmlinux`.");
-    }
-    // ELF: class 64 at offset 4, machine EM_X86_64 (62) at offset 18.
-    if head.get(4) != Some(&2) || head.get(18..20) != Some(&[62, 0]) {
-        return refuse("The kernel is not one for x86-64.");
-    }
-    Ok(())
+    let sentence = match check::kernel(path)? {
+        KernelFile::Vmlinux => return Ok(()),
+        KernelFile::BzImage => {
+            "The kernel is a `bzImage`. Firecracker boots the uncompressed `vmlinux`: extract it first."
+        }
+        KernelFile::None => "The kernel is not an ELF `vmlinux`.",
+    };
+    Err(Error::invalid(OPERATION, "boot.kernel", sentence))
 }
 
 /// `InvalidInput` when the file cannot be a disk: not of whole sectors, or smaller than the file system that stands on it.
@@ -45,10 +27,14 @@ pub(crate) fn check_disk(name: &str, path: &Path) -> Result<()> {
     let mut head = [0; 4096];
     let mut look = || {
         let file = File::open(path)?;
-        let read = read_up_to(&file, &mut head, 0)?;
-        Ok((file.metadata()?.len(), read))
+        let read = read_head(&file, &mut head)?;
+        Ok::<_, io::Error>((file.metadata()?.len(), read))
     };
-    let (length, read) = look().map_err(|error| unreadable(path, error))?;
+    let (length, read) = look().map_err(|error| {
+        Error::internal(OPERATION, "a file cannot be read")
+            .with_context("path", path.display())
+            .with_source(error)
+    })?;
     if length == 0 || length % SECTOR != 0 {
         return refuse(format!(
             "The disk `{name}` has {length} bytes; a disk has a whole number of sectors of {SECTOR} bytes, and at least one."
@@ -80,23 +66,6 @@ fn file_system_bytes(head: &[u8]) -> Option<u64> {
         return (high | u64::from(u32_at(SUPER + 4)?)).checked_mul(block);
     }
     None
-}
-
-fn unreadable(path: &Path, error: io::Error) -> Error {
-    Error::internal(OPERATION, "a file cannot be read")
-        .with_context("path", path.display())
-        .with_source(error)
-}
-
-fn read_up_to(file: &File, buffer: &mut [u8], from: u64) -> io::Result<usize> {
-    let mut length = 0;
-    while length < buffer.len() {
-        match file.read_at(&mut buffer[length..], from + length as u64)? {
-            0 => break,
-            count => length += count,
-        }
-    }
-    Ok(length)
 }
 
 #[cfg(test)]

@@ -16,11 +16,12 @@ use flames_error::{Error, ErrorKind, Result};
 use flames_firecracker_api::SnapshotLoad;
 use flames_firecracker_jail::{Jail, Launch};
 use flames_vmm::IncarnationName;
+use flames_vmm_local::{Folder, Monitor};
 
 use crate::attached::Attached;
 use crate::config::{Milestone, Milestones};
 use crate::context::Context;
-use crate::folder::{Folder, SpecRecord};
+use crate::folder::SpecRecord;
 use crate::machine::{API, SERIAL, VSOCK, arguments, check_loaded, configure, configure_output, inside};
 use crate::network::{Placement, bring_up, limits_after_load};
 use crate::saved::Saved;
@@ -77,7 +78,7 @@ pub(crate) async fn launch(context: &Arc<Context>, launching: Launching<'_>) -> 
     // At the same time, since a disk takes its time; to their ends, since a note that comes later than its removal would stay.
     let (ready, noted) = tokio::join!(ready, attached.note_let_go());
     if let Err(error) = ready.and(noted).and_then(|()| jail.fall_in_line()) {
-        return Err(given_up(context, &attached, loaded.is_some(), error).await);
+        return Err(given_up(&attached, loaded.is_some(), error).await);
     }
     attached.let_go();
     reached(context, launching.name, Milestone::Run);
@@ -97,13 +98,13 @@ pub(crate) async fn launch(context: &Arc<Context>, launching: Launching<'_>) -> 
         Ok(()) => {}
         // Whether the guest has run cannot be known, so the monitor ends and the incarnation with it.
         Err(error) if matches!(error.kind(), ErrorKind::OutcomeUnknown | ErrorKind::Unavailable) => {
-            attached.kill(context.config.deadlines.kill).await;
-            attached.exit(context).await?;
+            attached.kill().await;
+            attached.exit().await?;
             return Err(Error::internal(OPERATION, "the monitor ended as its guest was started")
                 .with_user_message("Firecracker ended as it started the machine.")
                 .with_source(error));
         }
-        Err(error) => return Err(given_up(context, &attached, loaded.is_some(), error).await),
+        Err(error) => return Err(given_up(&attached, loaded.is_some(), error).await),
     }
     Ok(attached)
 }
@@ -144,8 +145,8 @@ async fn load_paused(
 }
 
 /// Ends a monitor whose guest has run nothing, and says why it could not.
-async fn given_up(context: &Context, attached: &Attached, loads: bool, error: Error) -> Error {
-    attached.kill(context.config.deadlines.kill).await;
+async fn given_up(attached: &Attached, loads: bool, error: Error) -> Error {
+    attached.kill().await;
     let words = attached.last_words().await;
     let said = words.as_deref().unwrap_or("nothing");
     let (kind, sentence) = match error.kind() {

@@ -11,9 +11,10 @@ use flames_firecracker_api::{
 };
 use flames_firecracker_jail::{Artefact, Inside, JailSpec, Limits};
 use flames_vmm::MachineSpec;
+use flames_vmm_local::Folder;
 
 use crate::context::Context;
-use crate::folder::{Folder, GUEST_CONFIG, SpecRecord};
+use crate::folder::SpecRecord;
 
 const OPERATION: &str = "vmm.start";
 /// The most processors of one machine (Firecracker's `MAX_SUPPORTED_VCPUS`).
@@ -75,7 +76,7 @@ pub(crate) fn jail_spec(folder: &Folder, record: &SpecRecord) -> Result<JailSpec
     }
     if record.has_config_disk() {
         // Only root and the jail's user read it: one more name of it is enough.
-        artefacts.push(shared(folder.join(GUEST_CONFIG), inside(format!("drives/{CONFIG_DISK}"))?));
+        artefacts.push(shared(folder.join(Folder::GUEST_CONFIG), inside(format!("drives/{CONFIG_DISK}"))?));
     }
     let memory = spec.memory_mib.saturating_mul(1024 * 1024);
     Ok(JailSpec {

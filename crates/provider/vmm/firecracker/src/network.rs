@@ -11,10 +11,11 @@ use flames_firecracker_network::{
 };
 use flames_host::blocking;
 use flames_vmm::{AddressRange, Bandwidth, IncarnationName, NetworkPolicy, NetworkSpec};
+use flames_vmm_local::Folder;
 use rustix::thread::UnshareFlags;
 
 use crate::context::Context;
-use crate::folder::{Folder, SpecRecord};
+use crate::folder::{Records, SpecRecord};
 
 const OPERATION: &str = "vmm.prepare";
 /// The interface's name towards Firecracker.

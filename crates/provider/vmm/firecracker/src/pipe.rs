@@ -106,16 +106,6 @@ pub(crate) fn exit_code_in(words: &str) -> Option<i32> {
     digits.parse().ok()
 }
 
-/// The end of the text, at most so many bytes.
-pub(crate) fn cut(text: &str, most: usize) -> Option<String> {
-    let text = text.trim();
-    let mut from = text.len().saturating_sub(most);
-    while !text.is_char_boundary(from) {
-        from += 1;
-    }
-    (!text.is_empty()).then(|| text[from..].to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,7 +129,5 @@ mod tests {
         words.add(b"ping.");
         words.stops().await;
         assert!(says_that_it_stops(&words.text()));
-        assert_eq!(cut("äö", 3).as_deref(), Some("ö"));
-        assert_eq!(cut(" \n", 3), None);
     }
 }

@@ -4,33 +4,31 @@
 //! incarnation with a jail is prepared to its end; one without is gone on with by the next `prepare`, or removed by `destroy`. A `destroy`
 //! that was cut short has taken the folder away first.
 
-use std::io::{self, Write};
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use flames_error::{Error, ErrorKind, Result};
 use flames_host::blocking;
-use flames_host::files::{create_private, create_private_folder, failed, remove_all};
+use flames_host::files::failed;
 use flames_vmm::{MachineSpec, Prepared, SecretBytes};
+use flames_vmm_local::check::{self, Disks};
+use flames_vmm_local::{Folder, OnHost};
 
 use crate::context::Context;
-use crate::folder::{Folder, GUEST_CONFIG, SCHEMA, SpecRecord};
-use crate::kernel::{SECTOR, check_disk, check_kernel};
+use crate::folder::{Records, SCHEMA, SpecRecord};
+use crate::kernel::{check_disk, check_kernel};
 use crate::machine::{ARGUMENT_SENTENCE, MAX_VCPUS, is_argument, jail_spec};
 use crate::spares::{Spare, Spares};
-use crate::vm::{Situation, Vm};
+use crate::vm::{Before, Situation, Vm};
 
 const OPERATION: &str = "vmm.prepare";
 /// Linux's x86 command line has 2048 bytes (`COMMAND_LINE_SIZE`), and Firecracker appends its devices.
 const LONGEST_COMMAND_LINE: usize = 1536;
 /// What a saved guest's devices may take; some hundred KiB in fact.
 const SAVED_DEVICES: u64 = 64 * 1024 * 1024;
-/// So that no two attempts write into one folder.
-static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
 
 /// `InvalidInput`, with the field, for what no Firecracker could run; `NotFound` for a file that is not there.
-fn check(context: &Context, spec: &MachineSpec) -> Result<()> {
+fn check_machine(context: &Context, spec: &MachineSpec) -> Result<()> {
     spec.validate()?;
     if spec.vcpus > MAX_VCPUS {
         let sentence = "A machine of Firecracker has at most 32 virtual processors.";
@@ -45,31 +43,9 @@ fn check(context: &Context, spec: &MachineSpec) -> Result<()> {
         let sentence = "The kernel's arguments are at most 1536 bytes together.";
         return Err(Error::invalid(OPERATION, "boot.extra_arguments", sentence));
     }
-    let boot = &spec.boot;
-    let files = std::iter::once(("boot.kernel", &boot.kernel))
-        .chain(boot.initramfs.iter().map(|path| ("boot.initramfs", path)))
-        .chain(spec.drives.iter().map(|drive| ("drives.path", &drive.path)));
-    for (field, path) in files {
-        check_file(field, path)?;
-    }
-    check_kernel(&boot.kernel)?;
+    check::files(spec, Disks::Files)?;
+    check_kernel(&spec.boot.kernel)?;
     spec.drives.iter().try_for_each(|drive| check_disk(&drive.name, &drive.path))
-}
-
-fn check_file(field: &'static str, path: &Path) -> Result<()> {
-    if !path.is_absolute() || path.to_str().is_none() {
-        return Err(Error::invalid(OPERATION, field, "A path is absolute and valid UTF-8."));
-    }
-    match path.metadata() {
-        Ok(found) if found.is_file() => Ok(()),
-        Ok(_) => Err(Error::invalid(OPERATION, field, "A path names a plain file.")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(Error::not_found(OPERATION, "file", path.display().to_string()).with_field(field))
-        }
-        Err(error) => {
-            Err(Error::internal(OPERATION, "a file cannot be looked at").with_field(field).with_source(error))
-        }
-    }
 }
 
 /// What the monitor writes is no larger than the largest of its disks, or its guest's memory when that is saved. So one that was broken out
@@ -81,31 +57,6 @@ fn largest_file(spec: &MachineSpec) -> Result<u64> {
         largest = largest.max(size);
     }
     Ok(largest)
-}
-
-fn write_guest_config(folder: &Folder, config: &SecretBytes) -> io::Result<()> {
-    if config.0.is_empty() {
-        return Ok(());
-    }
-    let mut file = create_private(&folder.join(GUEST_CONFIG))?;
-    file.write_all(&config.0)?;
-    file.set_len((config.0.len() as u64).next_multiple_of(SECTOR))
-}
-
-/// Whether the folder was prepared with the same specification.
-fn is_same(folder: &Folder, record: &SpecRecord, spec: &MachineSpec) -> Result<bool> {
-    let mut comparable = spec.clone();
-    let config = std::mem::replace(&mut comparable.guest_config, SecretBytes(Vec::new()));
-    if record.spec != comparable || record.guest_config_length != config.0.len() as u64 {
-        return Ok(false);
-    }
-    if config.0.is_empty() {
-        return Ok(true);
-    }
-    let kept = std::fs::read(folder.join(GUEST_CONFIG)).map_err(|error| {
-        failed("the guest's configuration cannot be read", error).with_kind(ErrorKind::Corrupt)
-    })?;
-    Ok(kept.get(..config.0.len()) == Some(&config.0[..]))
 }
 
 impl Vm {
@@ -121,14 +72,14 @@ impl Vm {
         let _turn = self.turn(&context, OPERATION).await?;
         let (record, spare) = if self.folder.exists() {
             let record = self.folder.spec()?;
-            if !is_same(&self.folder, &record, &spec)? {
+            if !self.folder.has_spec(&record.spec, record.guest_config_length, &spec)? {
                 return Err(self.conflict(OPERATION, "it was prepared with another specification"));
             }
             match self.situation(&context).await? {
-                Situation::Half if self.folder.is_let_go() => {
+                Situation::Before(Before::Half) if self.folder.is_let_go() => {
                     return Err(self.conflict(OPERATION, "it has run, and its jail is gone: destroy it"));
                 }
-                Situation::Half => (self.with_its_slot(&context, record).await?, None),
+                Situation::Before(Before::Half) => (self.with_its_slot(&context, record).await?, None),
                 _ => return Ok(Prepared::default()),
             }
         } else {
@@ -151,13 +102,13 @@ impl Vm {
 
     /// The record of one that has no jail yet, with the user of the slot that its jail will have: the one before may be another's by now.
     async fn with_its_slot(&self, context: &Arc<Context>, mut record: SpecRecord) -> Result<SpecRecord> {
-        let slot = context.host().await?.jails.reserve(&self.jail_name).await?;
+        let slot = Spares::reserve(context, &self.jail_name).await?;
         let folder = self.folder.clone();
         blocking(move || folder.give_config(slot.user)).await?;
         if let Some(request) = record.network.as_mut().filter(|request| request.tap_owner != slot.user) {
             request.tap_owner = slot.user;
             let (folder, written) = (self.folder.clone(), record.clone());
-            blocking(move || folder.rewrite_spec(&written)).await?;
+            blocking(move || folder.write(&written)).await?;
         }
         Ok(record)
     }
@@ -165,7 +116,7 @@ impl Vm {
     /// Checks the specification, takes a spare or a slot and writes the record.
     async fn record(&self, context: &Arc<Context>, spec: MachineSpec) -> Result<(SpecRecord, Option<Spare>)> {
         let checking = (Arc::clone(context), spec.clone());
-        blocking(move || check(&checking.0, &checking.1)).await?;
+        blocking(move || check_machine(&checking.0, &checking.1)).await?;
         context.version().await?;
         let host = context.host().await?;
         if host.jails.find(&self.jail_name).await?.is_some() {
@@ -177,7 +128,7 @@ impl Vm {
         let spare = Spares::take(context, &spec).await;
         let user = match &spare {
             Some(spare) => spare.jail.slot().user,
-            None => host.jails.reserve(&self.jail_name).await?.user,
+            None => Spares::reserve(context, &self.jail_name).await?.user,
         };
         match (self.write(context, spec, user).await, spare) {
             (Ok(record), spare) => Ok((record, spare)),
@@ -202,24 +153,14 @@ impl Vm {
             Ok((SpecRecord { schema: SCHEMA, spec, guest_config_length, network, largest_file }, config))
         })
         .await?;
-        let (root, folder) = (context.root().to_owned(), self.folder.clone());
-        let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
-        let half_made = Folder::new(root.join(format!(".new-{}-{attempt}", self.name)));
-        let written = record.clone();
+        let (root, name, written) = (context.root().to_owned(), self.name.clone(), record.clone());
         blocking(move || {
-            let made = (|| {
-                let io = |error: io::Error| failed("the incarnation's folder cannot be made", error);
-                remove_all(half_made.path()).map_err(io)?;
-                create_private_folder(half_made.path()).map_err(io)?;
-                write_guest_config(&half_made, &config).map_err(io)?;
+            Folder::make(&root, &name, |half_made| {
+                let io = |error| failed("the incarnation's folder cannot be made", error);
+                half_made.write_guest_config(&config).map_err(io)?;
                 half_made.give_config(user)?;
-                half_made.write_spec(&written)?;
-                std::fs::rename(half_made.path(), folder.path()).map_err(io)
-            })();
-            if made.is_err() {
-                let _ = remove_all(half_made.path());
-            }
-            made
+                half_made.write_spec(&written)
+            })
         })
         .await?;
         Ok(record)

@@ -11,6 +11,7 @@ use flames_firecracker_jail::{Artefact, Jail};
 use flames_host::blocking;
 use flames_host::files::{check_schema, failed, read_record};
 use flames_vmm::SnapshotArtefacts;
+use flames_vmm_local::check::snapshot_name;
 use rustix::fs::SeekFrom;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -124,7 +125,7 @@ impl Saved {
             if memory.len() > LONGEST_CHAIN {
                 return Err(corrupt("too many diffs stand on each other"));
             }
-            crate::snapshot::check_name(&base).map_err(|error| error.with_kind(ErrorKind::Corrupt))?;
+            snapshot_name(&base).map_err(|error| error.with_kind(ErrorKind::Corrupt))?;
             let folder = at.parent().and_then(Path::parent).unwrap_or(Path::new("/")).join(&base);
             at = folder.join(STATE);
             memory.push(folder.join(MEMORY));

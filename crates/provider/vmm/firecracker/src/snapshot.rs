@@ -18,11 +18,12 @@ use flames_host::files::{
     create_private, create_private_folder, failed, read_record, remove_all, sync_folder, write_record,
 };
 use flames_vmm::{Phase, SnapshotArtefacts, SnapshotKind};
+use flames_vmm_local::{OnHost, check};
 use rustix::fs::{AtFlags, Gid, Mode, Uid};
 
 use crate::attached::Attached;
 use crate::context::Context;
-use crate::folder::SCHEMA;
+use crate::folder::{Records, SCHEMA};
 use crate::machine::inside;
 use crate::saved::{MEMORY, Processor, RECORD, STATE, SnapshotRecord, copy_data};
 use crate::vm::Vm;
@@ -34,19 +35,6 @@ const LATEST: &str = "last-snapshot";
 /// The note of an incarnation with this folder of snapshots.
 fn latest(snapshots: &Path) -> PathBuf {
     snapshots.with_file_name(LATEST)
-}
-
-/// `InvalidInput` for a name that is no plain file name.
-pub(crate) fn check_name(name: &str) -> Result<()> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
-    if (1..=64).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with('.') {
-        return Ok(());
-    }
-    Err(Error::invalid(
-        OPERATION,
-        "name",
-        "A snapshot's name is 1 to 64 of a-z, A-Z, 0-9, `_`, `-` and `.`, and does not begin with `.`.",
-    ))
 }
 
 /// The base that a snapshot of this kind stands on.
@@ -65,8 +53,8 @@ impl Vm {
         name: String,
         kind: SnapshotKind,
     ) -> Result<SnapshotArtefacts> {
-        check_name(&name)?;
-        base_of(&kind).map_or(Ok(()), check_name)?;
+        check::snapshot_name(&name)?;
+        base_of(&kind).map_or(Ok(()), check::snapshot_name)?;
         let _turn = self.turn(&context, OPERATION).await?;
         let attached = self.alive(&context, OPERATION).await?;
         let record = self.folder.spec()?;
@@ -130,7 +118,7 @@ impl Vm {
 
     /// See the contract.
     pub(crate) async fn delete_snapshot(self: &Arc<Self>, context: &Arc<Context>, name: &str) -> Result<()> {
-        check_name(name)?;
+        check::snapshot_name(name)?;
         let turn = self.turn(context, OPERATION).await?;
         let (snapshots, name) = (self.folder.join("snapshots"), name.to_owned());
         blocking(move || {
@@ -296,14 +284,6 @@ mod tests {
     use flames_error::ErrorKind;
 
     use super::*;
-
-    #[test]
-    fn a_snapshots_name_stays_in_its_folder() {
-        for name in ["", ".", "..", ".new-x", "a/b", "../x", "a\0", "ä", &"x".repeat(65)] {
-            assert_eq!(check_name(name).unwrap_err().kind(), ErrorKind::InvalidInput, "{name:?}");
-        }
-        check_name("before-upgrade_1.0").unwrap();
-    }
 
     #[test]
     fn a_diff_stands_on_the_last_snapshot_only() {

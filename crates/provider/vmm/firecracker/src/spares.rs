@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use flames_clock::{ClockExt, RandomExt};
-use flames_error::Result;
-use flames_firecracker_jail::{Jail, JailName, JailSpec, Launch, Vmm};
+use flames_error::{ErrorKind, Result};
+use flames_firecracker_jail::{Jail, JailName, JailSpec, Launch, Slot, Vmm};
 use flames_firecracker_network::Incarnation;
 use flames_host::blocking;
 use flames_vmm::MachineSpec;
@@ -29,8 +29,6 @@ const QUIET: Duration = Duration::from_millis(20);
 /// After one that could not be made: from this to that, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Between two looks whether all are gone.
-const LOOK: Duration = Duration::from_millis(5);
 /// How many are taken away at once when the driver is gone.
 const REMOVED_AT_ONCE: usize = 4;
 
@@ -59,6 +57,12 @@ pub(crate) struct Spares {
     /// Calls that prepare or start a machine.
     busy: AtomicUsize,
     wake: tokio::sync::Notify,
+    /// Nothing bears a spare's name any more.
+    gone: tokio::sync::Notify,
+    /// Held while one is made.
+    making: tokio::sync::Mutex<()>,
+    /// Why the last one could not be made; none since one was.
+    problem: Mutex<Option<String>>,
 }
 
 /// Holds the making of spares back for as long as it lives.
@@ -89,7 +93,36 @@ impl Spares {
     }
 
     pub(crate) fn forget(&self, name: &JailName) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.remove(name);
+        if known.is_empty() {
+            self.gone.notify_waiters();
+        }
+    }
+
+    /// Why none can be made at present.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tells the operator of a problem, once as long as it is the same.
+    fn note(&self, made: &Result<()>) {
+        let problem =
+            made.as_ref().err().map(|error| error.user_message().unwrap_or(error.message()).to_owned());
+        let mut known = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == problem {
+            return;
+        }
+        match made {
+            Ok(()) => tracing::info!("monitors that wait for their machines can be made again"),
+            Err(error) => {
+                tracing::warn!(
+                    ?error,
+                    "a monitor that waits for its machine cannot be made: starts make their own"
+                );
+            }
+        }
+        *known = problem;
     }
 
     pub(crate) fn wake(&self) {
@@ -107,12 +140,35 @@ impl Spares {
             return None;
         }
         loop {
-            let spare = context.spares.ready.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            let spare = context.spares.pop()?;
             if spare.vmm.process.is_alive() {
                 return Some(spare);
             }
             Self::remove(context, spare.jail.name()).await;
         }
+    }
+
+    /// The machine's slot, as [`Jails::reserve`](flames_firecracker_jail::Jails::reserve); one that waits gives up its own when no other is left.
+    pub(crate) async fn reserve(context: &Arc<Context>, name: &JailName) -> Result<Slot> {
+        loop {
+            let reserved = context.host().await?.jails.reserve(name).await;
+            match reserved {
+                Err(error) if error.kind() == ErrorKind::Exhausted => {
+                    // One that is being made is waited for: it has a slot already, and no other is begun as long as the caller is busy.
+                    let making = context.spares.making.lock().await;
+                    let spare = context.spares.pop();
+                    drop(making);
+                    let Some(spare) = spare else { return Err(error) };
+                    Self::remove(context, spare.jail.name()).await;
+                }
+                reserved => return reserved,
+            }
+        }
+    }
+
+    /// One that is nobody's any more: of the caller's alone.
+    fn pop(&self) -> Option<Spare> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
     /// Makes spares from now on, as many as are wanted, until the driver is gone; those that are left are removed then.
@@ -130,10 +186,14 @@ impl Spares {
                     continue;
                 }
                 context.clock.sleep(QUIET).await;
+                let making = context.spares.making.lock().await;
                 if context.spares.is_enough(&context) {
                     continue;
                 }
-                if Self::add(&context).await.is_ok() {
+                let made = Self::add(&context).await;
+                drop(making);
+                context.spares.note(&made);
+                if made.is_ok() {
                     pause = FIRST_PAUSE;
                 } else {
                     // Woken earlier when the driver goes.
@@ -157,8 +217,14 @@ impl Spares {
         context.spares.has_ended.store(true, Ordering::Release);
         context.spares.wake();
         let gone = async {
-            while !context.spares.known.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-                context.clock.sleep(LOOK).await;
+            loop {
+                let mut gone = std::pin::pin!(context.spares.gone.notified());
+                // From here on none is missed.
+                gone.as_mut().enable();
+                if context.spares.known.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+                    return;
+                }
+                gone.await;
             }
         };
         let _ = context.clock.timeout(context.config.deadlines.kill, gone).await;
@@ -231,4 +297,37 @@ fn all_on_one_disk(jails: &std::path::Path, spec: &MachineSpec) -> bool {
         .chain(&spec.boot.initramfs)
         .chain(spec.drives.iter().map(|drive| &drive.path))
         .all(|path| device(path) == Some(here))
+}
+
+#[cfg(test)]
+mod tests {
+    use flames_clock::{SimulatedClock, SystemRandom};
+
+    use super::*;
+    use crate::config::FirecrackerConfig;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_is_woken_when_the_last_one_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = FirecrackerConfig::new(folder.path(), "clu");
+        let context = Arc::new(Context::new(
+            config,
+            Arc::new(SimulatedClock::at_fixed_start()),
+            Arc::new(SystemRandom),
+        ));
+        let names = [JailName::of_spare(1), JailName::of_spare(2)];
+        context.spares.known.lock().unwrap().extend(names.clone());
+        let begun = tokio::time::Instant::now();
+        let ending = tokio::spawn({
+            let context = Arc::clone(&context);
+            async move { Spares::end(&context).await }
+        });
+        for name in &names {
+            tokio::task::yield_now().await;
+            assert!(!ending.is_finished());
+            context.spares.forget(name);
+        }
+        ending.await.unwrap();
+        assert_eq!(begun.elapsed(), Duration::ZERO, "no time had to pass");
+    }
 }

@@ -9,11 +9,13 @@ use flames_firecracker_jail::Artefact;
 use flames_host::blocking;
 use flames_host::files::failed;
 use flames_vmm::{NetworkPolicy, Phase, Update};
+use flames_vmm_local::{Monitor, OnHost};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::attached::Attached;
 use crate::context::Context;
+use crate::folder::Records;
 use crate::kernel::check_disk;
 use crate::machine::{drive_id, drive_inside};
 use crate::network::{live_request, replaced_request};

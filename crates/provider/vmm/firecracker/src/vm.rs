@@ -1,61 +1,75 @@
 //! One incarnation on this host: what is true of it, and its way from prepared to gone.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use flames_clock::ClockExt;
 use flames_error::{Error, ErrorKind, Result};
 use flames_firecracker_jail::{Jail, JailName, State};
 use flames_host::blocking;
-use flames_vmm::{Exit, IncarnationName, Observation, Phase, Prepared, StartFrom};
+use flames_vmm::{Observation, Phase, Prepared, StartFrom};
+use flames_vmm_local::{Incarnation, Monitor, OnHost, Turn, seen};
 
-use crate::attached::{Attached, settle_unseen};
+use crate::attached::{Attached, HUNG_UP, settle_unseen};
 use crate::context::Context;
-use crate::folder::Folder;
+use crate::folder::Records;
 use crate::launch::{Launching, launch};
 use crate::saved::Saved;
 use crate::spares::Spares;
 
-/// How long is waited for the end of a monitor that hung up.
-const HUNG_UP: Duration = Duration::from_millis(500);
-
-/// What an incarnation's folder, its jail and the host's processes show.
-pub(crate) enum Situation {
+/// What there is of an incarnation of which nothing has run.
+#[derive(Debug)]
+pub(crate) enum Before {
     /// Its making did not come to its end, or its removal.
     Half,
-    /// Nothing has run.
     Prepared(Jail),
     /// A start did not come to its end: whatever is left of it has run nothing of the guest.
     Stale(Jail),
-    Alive(Arc<Attached>),
-    Exited(Exit),
 }
 
-/// One incarnation. Its truth is on the host; this holds connections and order.
+/// What an incarnation's folder, its jail and the host's processes show.
+pub(crate) type Situation = flames_vmm_local::Situation<Attached>;
+
+/// One incarnation, with what only this driver knows of it.
 #[derive(Debug)]
 pub(crate) struct Vm {
-    pub(crate) name: IncarnationName,
+    incarnation: Incarnation<Attached>,
     pub(crate) jail_name: JailName,
-    pub(crate) folder: Folder,
-    /// Held by whatever changes the incarnation; see [`Vm::turn`].
-    operation: Arc<tokio::sync::Mutex<()>>,
-    attached: tokio::sync::Mutex<Option<Arc<Attached>>>,
-    /// A `start` is on its way, whose monitor is not attached yet.
-    starting: AtomicBool,
     /// This driver has made or adopted its network.
     pub(crate) has_network: AtomicBool,
 }
 
-/// The right to change an incarnation.
-pub(crate) type Turn = tokio::sync::OwnedMutexGuard<()>;
+impl Deref for Vm {
+    type Target = Incarnation<Attached>;
 
-/// Marks a start as on its way for as long as it lives.
-struct Starting<'a>(&'a AtomicBool);
+    fn deref(&self) -> &Incarnation<Attached> {
+        &self.incarnation
+    }
+}
 
-impl Drop for Starting<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+impl OnHost for Vm {
+    type Monitor = Attached;
+    type Context = Context;
+
+    /// Errors: `InvalidInput` for a name that no jail can have, or that is a spare's.
+    fn new(incarnation: Incarnation<Attached>) -> Result<Self> {
+        let jail_name = JailName::new(incarnation.name.as_str())?;
+        if jail_name.is_spare() {
+            let sentence = "An incarnation's name does not begin with `flames_spare_`.";
+            return Err(Error::invalid("vmm.name", "incarnation", sentence));
+        }
+        Ok(Self { incarnation, jail_name, has_network: AtomicBool::new(false) })
+    }
+
+    async fn situation(&self, context: &Arc<Context>) -> Result<Situation> {
+        let known = self.known_or(&context.exits, self.find(context)).await?;
+        // Dropped since: it lets go of what it has seen, and this it has not.
+        if let Situation::Alive(attached) = &known
+            && context.is_closed()
+        {
+            attached.detach();
+        }
+        Ok(known)
     }
 }
 
@@ -73,85 +87,28 @@ pub(crate) async fn to_the_end<T: Send + 'static>(
 }
 
 impl Vm {
-    /// Errors: `InvalidInput` for a name that no jail can have, or that is a spare's.
-    pub(crate) fn new(name: IncarnationName, folder: Folder) -> Result<Self> {
-        let jail_name = JailName::new(name.as_str())?;
-        if jail_name.is_spare() {
-            let sentence = "An incarnation's name does not begin with `flames_spare_`.";
-            return Err(Error::invalid("vmm.name", "incarnation", sentence));
-        }
-        Ok(Self {
-            jail_name,
-            name,
-            folder,
-            operation: Arc::default(),
-            attached: tokio::sync::Mutex::default(),
-            starting: AtomicBool::new(false),
-            has_network: AtomicBool::new(false),
-        })
-    }
-
     /// Waits until nothing else changes the incarnation. `Unavailable` when that takes longer than a start and a save may.
     pub(crate) async fn turn(&self, context: &Context, operation: &'static str) -> Result<Turn> {
         let limits = &context.config.deadlines;
-        let deadline = limits.start + limits.machine + limits.snapshot + limits.snapshot;
-        let wait = Arc::clone(&self.operation).lock_owned();
-        context.clock.timeout(deadline, wait).await.map_err(|late| {
-            Error::unavailable(operation, "another call on this incarnation does not end")
-                .with_resource("incarnation", self.name.as_str())
-                .with_source(late)
-        })
+        let limit = limits.start + limits.machine + limits.snapshot + limits.snapshot;
+        self.incarnation.turn(&*context.clock, limit, operation).await
     }
 
-    pub(crate) fn not_found(&self, operation: &'static str) -> Error {
-        Error::not_found(operation, "incarnation", self.name.as_str())
-    }
-
-    pub(crate) fn conflict(&self, operation: &'static str, message: &str) -> Error {
-        Error::new(ErrorKind::Conflict, operation, message).with_resource("incarnation", self.name.as_str())
-    }
-
-    /// Lets the monitor be, once no other call is looking for it; it runs on.
-    pub(crate) async fn release(&self) {
-        if let Some(attached) = self.attached.lock().await.take() {
-            attached.detach();
-        }
-    }
-
-    /// Lets the monitor be; it runs on.
-    pub(crate) fn detach(&self) {
-        if let Ok(mut attached) = self.attached.try_lock()
-            && let Some(attached) = attached.take()
-        {
-            attached.detach();
-        }
-    }
-
-    /// What is true now. `Corrupt` when the records do not tell.
-    pub(crate) async fn situation(self: &Arc<Self>, context: &Arc<Context>) -> Result<Situation> {
-        let mut attached = self.attached.lock().await;
-        if let Some(exit) = self.folder.exit()? {
-            return Ok(Situation::Exited(exit));
-        }
-        if let Some(attached) = attached.as_ref() {
-            return Ok(if attached.process().is_alive() {
-                Situation::Alive(Arc::clone(attached))
-            } else if attached.is_let_go() {
-                Situation::Exited(attached.exit(context).await?)
-            } else {
-                Situation::Stale(attached.jail.clone())
-            });
-        }
+    /// What the records, the jail and the host's processes tell. `Corrupt` when the records do not.
+    async fn find(&self, context: &Arc<Context>) -> Result<Situation> {
         let Some(found) = context.host().await?.jails.find(&self.jail_name).await? else {
-            return Ok(Situation::Half);
+            return Ok(Situation::Before(Before::Half));
         };
         let is_let_go = self.folder.is_let_go();
         let (jail, process) = match (found.state, found.jail) {
             (State::Damaged(error), _) => return Err(error.with_kind(ErrorKind::Corrupt)),
-            (_, None) => return Ok(Situation::Half),
-            (State::Prepared, Some(jail)) if !is_let_go => return Ok(Situation::Prepared(jail)),
-            (State::Waiting(_), Some(jail)) if !is_let_go => return Ok(Situation::Prepared(jail)),
-            (State::Unfinished(_), Some(jail)) if !is_let_go => return Ok(Situation::Stale(jail)),
+            (_, None) => return Ok(Situation::Before(Before::Half)),
+            (State::Prepared | State::Waiting(_), Some(jail)) if !is_let_go => {
+                return Ok(Situation::Before(Before::Prepared(jail)));
+            }
+            (State::Unfinished(_), Some(jail)) if !is_let_go => {
+                return Ok(Situation::Before(Before::Stale(jail)));
+            }
             (State::Started(process), Some(jail)) => (jail, Some(process)),
             // Let go, and its process is gone even from the jail's records: a host that died in between.
             (State::Prepared | State::Waiting(_) | State::Unfinished(_) | State::Gone, Some(jail)) => {
@@ -162,7 +119,7 @@ impl Vm {
             return Ok(if is_let_go {
                 Situation::Exited(settle_unseen(&self.folder, &jail, None, &context.clock).await?)
             } else {
-                Situation::Stale(jail)
+                Situation::Before(Before::Stale(jail))
             });
         };
         if !process.is_alive() {
@@ -172,88 +129,39 @@ impl Vm {
         let vmm = jail.attach(process)?;
         let found = Arc::new(Attached::new(context, self.folder.clone(), jail, vmm));
         found.listen(context, true)?;
-        *attached = Some(Arc::clone(&found));
-        self.follow(context, &found);
+        found.watch(context);
         Ok(Situation::Alive(found))
     }
 
-    /// Waits for the monitor's end, notes it and tells of it; and watches that it answers. Called once it is where [`Vm::detach`] finds it.
-    fn follow(self: &Arc<Self>, context: &Arc<Context>, attached: &Arc<Attached>) {
-        attached.watch(context);
-        attached.see_off();
-        let (vm, context_too, followed) = (Arc::clone(self), Arc::clone(context), Arc::clone(attached));
-        let task = tokio::spawn(async move {
-            // One that has run nothing is cleared away by whoever started it, or by the next start.
-            if followed.process().ended().await.is_ok() && followed.is_let_go() {
-                // What cannot be noted now is found out by the next call that looks.
-                let _ = followed.exit(&context_too).await;
-                let _ = context_too.exits.send(vm.name.clone());
-                // The record tells of it from now on; the descriptors are let go.
-                vm.attached.lock().await.take();
-            }
-        });
-        attached.followed_by(task.abort_handle());
-        // Dropped since: it lets go of what it has seen, and this it has not.
-        if context.is_closed() {
-            attached.detach();
-        }
-    }
-
     /// `NotFound` when there is nothing.
-    pub(crate) async fn observe(self: &Arc<Self>, context: &Arc<Context>) -> Result<Observation> {
+    pub(crate) async fn observe(&self, context: &Arc<Context>) -> Result<Observation> {
         const OPERATION: &str = "vmm.observe";
-        let seen = |phase| Observation { phase, exit: None, pid: None, prepared: Prepared::default() };
+        let unprepared = |phase| seen(phase, Prepared::default());
         if !self.folder.exists() {
             // Something of it may be left by a removal that was cut short.
             let left = context.host().await?.jails.find(&self.jail_name).await?;
-            return left.map_or_else(|| Err(self.not_found(OPERATION)), |_| Ok(seen(Phase::Unknown)));
+            return left.map_or_else(|| Err(self.not_found(OPERATION)), |_| Ok(unprepared(Phase::Unknown)));
         }
-        if self.starting.load(Ordering::Acquire) {
-            return Ok(seen(Phase::Starting));
+        if self.is_starting() {
+            return Ok(unprepared(Phase::Starting));
         }
         let situation = match self.folder.spec() {
             Ok(_) => self.situation(context).await,
             Err(error) => Err(error),
         };
+        let before = |before| match before {
+            Before::Half => Phase::Unknown,
+            Before::Prepared(_) => Phase::Prepared,
+            Before::Stale(_) => Phase::Starting,
+        };
         match situation {
             // It may have been destroyed since.
-            Err(_) if !self.folder.exists() => Err(self.not_found(OPERATION)),
-            Ok(Situation::Half) if !self.folder.exists() => Err(self.not_found(OPERATION)),
+            Err(_) | Ok(Situation::Before(Before::Half)) if !self.folder.exists() => {
+                Err(self.not_found(OPERATION))
+            }
             Err(error) if error.kind() == ErrorKind::Unavailable => Err(error),
-            Err(_) | Ok(Situation::Half) => Ok(seen(Phase::Unknown)),
-            Ok(Situation::Prepared(_)) => Ok(seen(Phase::Prepared)),
-            Ok(Situation::Stale(_)) => Ok(seen(Phase::Starting)),
-            Ok(Situation::Exited(exit)) => Ok(Observation { exit: Some(exit), ..seen(Phase::Exited) }),
-            Ok(Situation::Alive(attached)) => {
-                let phase = match attached.phase().await {
-                    Ok(phase) => phase,
-                    // It may have ended while it was asked, or be about to.
-                    Err(_) if attached.is_let_go() && attached.ends_within(HUNG_UP).await => {
-                        let exit = attached.exit(context).await?;
-                        return Ok(Observation { exit: Some(exit), ..seen(Phase::Exited) });
-                    }
-                    Err(_) => Phase::Unknown,
-                };
-                Ok(Observation { pid: Some(attached.process().identity().pid), ..seen(phase) })
-            }
-        }
-    }
-
-    /// The monitor, when there is one; `NotFound` when there is no such incarnation, `Conflict` when it does not run.
-    pub(crate) async fn alive(
-        self: &Arc<Self>,
-        context: &Arc<Context>,
-        operation: &'static str,
-    ) -> Result<Arc<Attached>> {
-        if !self.folder.exists() {
-            return Err(self.not_found(operation));
-        }
-        match self.situation(context).await? {
-            Situation::Alive(attached) => Ok(attached),
-            Situation::Half | Situation::Prepared(_) | Situation::Stale(_) => {
-                Err(self.conflict(operation, "it was not started"))
-            }
-            Situation::Exited(_) => Err(self.conflict(operation, "it has exited")),
+            Err(_) => Ok(unprepared(Phase::Unknown)),
+            Ok(situation) => self.observed(situation, Prepared::default(), before).await,
         }
     }
 
@@ -286,7 +194,7 @@ impl Vm {
         }
         let record = self.folder.spec()?;
         let jail = match self.situation(&context).await? {
-            Situation::Half => {
+            Situation::Before(Before::Half) => {
                 return Err(self.conflict(OPERATION, "it is not prepared to its end: prepare it again"));
             }
             Situation::Exited(_) => {
@@ -302,14 +210,13 @@ impl Vm {
                 Ok(_) => return Ok(()),
                 Err(error) => return Err(self.call_failed(OPERATION, &attached, error).await),
             },
-            Situation::Stale(jail) => {
+            Situation::Before(Before::Stale(jail)) => {
                 self.forget_start(&jail).await?;
                 jail
             }
-            Situation::Prepared(jail) => jail,
+            Situation::Before(Before::Prepared(jail)) => jail,
         };
-        self.starting.store(true, Ordering::Release);
-        let _starting = Starting(&self.starting);
+        let _starting = self.starting();
         let with_resource = |error: Error| error.with_resource("incarnation", self.name.as_str());
         let saved = match from {
             StartFrom::Boot => None,
@@ -329,8 +236,12 @@ impl Vm {
         match launch(&context, launching).await {
             Ok(attached) => {
                 self.has_network.store(true, Ordering::Release);
-                *self.attached.lock().await = Some(Arc::clone(&attached));
-                self.follow(&context, &attached);
+                attached.watch(&context);
+                self.attach(&attached, &context.exits).await;
+                // As in `situation`.
+                if context.is_closed() {
+                    attached.detach();
+                }
                 Ok(())
             }
             Err(error) => {

@@ -1,18 +1,13 @@
-//! Firecracker's vsock towards the host (`docs/vsock.md` of Firecracker): `CONNECT port\n` → `OK port\n` on its socket; the guest's
-//! connections to its host's port N arrive at `<socket>_N`.
+//! Reaching a guest by Firecracker's vsock, whose sockets are in its jail.
 
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use flames_clock::Clock;
 use flames_error::{Error, ErrorKind, Result};
 use flames_firecracker_jail::Jail;
-use flames_vmm::GuestStream;
-use futures::Stream;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use flames_vmm_local::vsock::{Accepted, ask, name_of};
+use tokio::net::UnixStream;
 
 use crate::machine::{VSOCK, inside};
 
@@ -46,38 +41,7 @@ fn is_broken(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
-async fn ask(mut stream: UnixStream, port: u32) -> io::Result<UnixStream> {
-    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
-    // Byte by byte, since what follows the line is the guest's.
-    let mut line = Vec::with_capacity(16);
-    loop {
-        let byte = stream.read_u8().await?;
-        if byte == b'\n' {
-            break;
-        }
-        line.push(byte);
-        if line.len() > 32 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer without end"));
-        }
-    }
-    if line.starts_with(b"OK ") { Ok(stream) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
-}
-
 /// What the guest connects to at `port` of its host. The socket goes with the jail, or with the next who listens on the port.
 pub(crate) fn accept(jail: &Jail, port: u32) -> Result<Accepted> {
-    jail.listen(&inside(format!("{VSOCK}_{port}"))?).map(Accepted)
-}
-
-/// Connections from a guest.
-#[derive(Debug)]
-pub(crate) struct Accepted(UnixListener);
-
-impl Stream for Accepted {
-    type Item = GuestStream;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<GuestStream>> {
-        self.0
-            .poll_accept(context)
-            .map(|accepted| accepted.ok().map(|(stream, _)| Box::new(stream) as GuestStream))
-    }
+    jail.listen(&inside(name_of(VSOCK, port))?).map(Accepted::new)
 }

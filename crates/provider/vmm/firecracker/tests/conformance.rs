@@ -8,15 +8,16 @@
 mod support;
 
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use flames_test_guests::Reopened;
+use flames_test_guests::words::reboot;
 use flames_vmm::{
     AgentChannel, Egress, IncarnationName, MachineSpec, NetworkPolicy, NetworkSpec, StartFrom, VmDriver,
 };
 use flames_vmm_conformance::{Capabilities, Fixture, Harness, Unavailable, async_trait};
 use support::world::{World, all_rules};
 use support::{Host, base, driver_of};
-use tokio::io::AsyncWriteExt;
 
 struct Firecracker;
 
@@ -33,36 +34,31 @@ impl Harness<dyn Fixture> for Firecracker {
     async fn fresh(&self) -> Box<dyn Fixture> {
         let host = Host::new();
         let world = World::new(&host.cluster);
-        let driver = Mutex::new(Some(driver(&host, &world)));
-        Box::new(UnderTest { driver, host, world })
+        let host = Arc::new((host, world));
+        let driven = Arc::clone(&host);
+        // With networks, so that it can do all that a driver can.
+        let open = move || Arc::new(driver_of(driven.1.networked(driven.0.config()))) as Arc<dyn VmDriver>;
+        Box::new(UnderTest { driver: Reopened::new(open), host })
     }
 }
 
 struct UnderTest {
-    // Dropped before what it works on.
-    driver: Mutex<Option<Arc<dyn VmDriver>>>,
-    host: Host,
-    world: World,
-}
-
-/// A driver with networks, so that it can do all that one can.
-fn driver(host: &Host, world: &World) -> Arc<dyn VmDriver> {
-    Arc::new(driver_of(world.networked(host.config())))
+    driver: Reopened,
+    host: Arc<(Host, World)>,
 }
 
 #[async_trait]
 impl Fixture for UnderTest {
     fn driver(&self) -> Arc<dyn VmDriver> {
-        self.driver.lock().unwrap().clone().expect("the driver is open")
+        self.driver.driver()
     }
 
     async fn close(&self) {
-        self.driver.lock().unwrap().take();
+        self.driver.close();
     }
 
     async fn reopen(&self) {
-        self.close().await;
-        *self.driver.lock().unwrap() = Some(driver(&self.host, &self.world));
+        self.driver.reopen();
     }
 
     async fn spec(&self) -> MachineSpec {
@@ -83,7 +79,7 @@ impl Fixture for UnderTest {
 
     async fn policy_in_place(&self, incarnation: &IncarnationName) -> Option<NetworkPolicy> {
         // What the driver has on record, if the kernel's rules are those of it.
-        let recorded = std::fs::read(self.host.path(incarnation, "network-policy.json")).ok();
+        let recorded = std::fs::read(self.host.0.path(incarnation, "network-policy.json")).ok();
         let policy = match recorded {
             Some(bytes) => {
                 let record: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
@@ -91,7 +87,7 @@ impl Fixture for UnderTest {
             }
             None => NetworkPolicy::default(),
         };
-        let rules = all_rules(&self.host.cluster, incarnation);
+        let rules = all_rules(&self.host.0.cluster, incarnation);
         let listed: Vec<String> = match &policy.egress {
             Egress::AllowList { ranges, .. } => {
                 ranges.iter().map(|(address, prefix)| format!("{address}/{prefix}")).collect()
@@ -106,22 +102,19 @@ impl Fixture for UnderTest {
     }
 
     async fn crash(&self, incarnation: &IncarnationName) {
-        self.host.kill(incarnation);
+        self.host.0.kill(incarnation);
     }
 
     async fn power_off_guest(&self, incarnation: &IncarnationName) {
-        let mut stream = support::talk(&*self.driver(), incarnation).await;
-        stream.write_all(b"reboot\n").await.unwrap();
-        // The connection must outlive the words.
-        tokio::spawn(async move { tokio::io::copy(&mut stream, &mut tokio::io::sink()).await });
+        reboot(&*self.driver(), incarnation).await;
     }
 
     async fn monitors(&self) -> usize {
-        self.host.monitors()
+        self.host.0.monitors()
     }
 
     async fn residue(&self) -> Vec<String> {
-        self.host.residue()
+        self.host.0.residue()
     }
 }
 

@@ -18,11 +18,12 @@ use flames_host::blocking;
 use flames_host::files::{create_private_folder, failed, remove_all, write_durably};
 use flames_host::process::{find_program, kill_marked};
 use flames_vmm::{BootSource, GuestStream, MachineSpec, NetworkSpec, Prepared, SecretBytes};
+use flames_vmm_local::Folder;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Acceleration, AgentProbe, Channel};
 use crate::context::Context;
-use crate::folder::{Accelerator, Folder, SCHEMA, SpecRecord};
+use crate::folder::{Accelerator, Records, SCHEMA, SpecRecord};
 use crate::kernel::{self, FileIdentity, MachineKind};
 use crate::launch::{launch, let_run};
 
@@ -300,7 +301,7 @@ async fn try_kernel(
             }
         };
         let reached = context.clock.timeout(deadline, reached).await;
-        attached.kill(context.config.deadlines.kill).await;
+        attached.kill().await;
         let _ = blocking(move || {
             drop(trial);
             Ok(())

@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use flames_clock::{Clock, ClockExt};
 use flames_error::Result;
-use flames_host::blocking;
-use flames_host::console::{self, ConsoleLog};
 use flames_host::process::{Ended, Process};
-use flames_vmm::{Exit, ExitCause};
+use flames_vmm::{Exit, ExitCause, Phase};
+use flames_vmm_local::{Folder, Monitor, Ties, end_of};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
-use tokio::task::{AbortHandle, JoinHandle};
 
+use crate::config::Deadlines;
 use crate::context::Context;
-use crate::folder::{Folder, ProcessRecord};
+use crate::folder::ProcessRecord;
 use crate::qmp::{Qmp, QmpError, Shutdown};
+use crate::vm::Before;
 
 /// How long is waited, after a monitor's end, for what it has said to be read.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -50,28 +50,22 @@ pub(crate) struct Attached {
     /// Held open, so that its content outlives the monitor.
     errors: Option<File>,
     clock: Arc<dyn Clock>,
+    deadlines: Deadlines,
     qmp: tokio::sync::Mutex<Option<Arc<Qmp>>>,
     shutdown: Arc<Mutex<Option<Shutdown>>>,
-    console: Mutex<Option<JoinHandle<()>>>,
-    supervisor: Mutex<Option<AbortHandle>>,
+    ties: Ties,
     exit: OnceCell<Exit>,
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        self.detach();
-    }
 }
 
 impl Attached {
     /// Follows the process; nothing is connected yet.
     pub(crate) fn new(
+        context: &Context,
         folder: Folder,
         record: ProcessRecord,
         monitor: Process,
         helper: Option<Process>,
         errors: Option<File>,
-        clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
             folder,
@@ -80,11 +74,11 @@ impl Attached {
             monitor,
             helper,
             errors,
-            clock,
+            clock: Arc::clone(&context.clock),
+            deadlines: context.config.deadlines,
             qmp: tokio::sync::Mutex::default(),
             shutdown: Arc::default(),
-            console: Mutex::default(),
-            supervisor: Mutex::default(),
+            ties: Ties::default(),
             exit: OnceCell::new(),
         }
     }
@@ -92,36 +86,9 @@ impl Attached {
     /// Starts to copy the console into its log. `mark_gap`: output may have been lost before.
     pub(crate) async fn record_console(&self, context: &Context, mark_gap: bool) {
         let Ok(stream) = self.folder.connect("console.sock").await else { return };
-        let log = ConsoleLog::new(self.folder.path(), context.config.console_log_limit);
-        let Ok(mut writer) = log.writer() else { return };
         let clock = Arc::clone(&self.clock);
-        let rate = context.config.console_bytes_per_second;
-        let task = tokio::spawn(async move {
-            if mark_gap {
-                let _ = writer.append(console::GAP).await;
-            }
-            console::record(stream, writer, clock, rate).await;
-        });
-        *self.console.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
-    }
-
-    pub(crate) fn supervised_by(&self, task: AbortHandle) {
-        if let Some(older) = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner).replace(task) {
-            older.abort();
-        }
-    }
-
-    /// Lets the monitor be; it runs on.
-    pub(crate) fn detach(&self) {
-        if let Some(task) = self.console.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            task.abort();
-        }
-        if let Some(task) = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            task.abort();
-        }
-        if let Ok(mut qmp) = self.qmp.try_lock() {
-            qmp.take();
-        }
+        let Ok(task) = context.config.console().record(&self.folder, stream, clock, mark_gap) else { return };
+        self.ties.read_by(task);
     }
 
     /// The connection, made anew when there is none.
@@ -168,18 +135,33 @@ impl Attached {
         })
     }
 
+    pub(crate) async fn phase(&self) -> Result<Phase, QmpError> {
+        Ok(match self.run_state(self.deadlines.command).await? {
+            RunState::Running => Phase::Running,
+            RunState::Paused | RunState::PausedAfterSave => Phase::Paused,
+            RunState::Fresh if self.record.leave_paused => Phase::Paused,
+            RunState::Fresh | RunState::Loading => Phase::Starting,
+            RunState::Other => Phase::Unknown,
+        })
+    }
+
+    async fn is_ending(&self, error: &QmpError) -> bool {
+        let has_hung_up = matches!(error, QmpError::Closed(_));
+        !self.monitor.is_alive() || (has_hung_up && self.ends_within(self.deadlines.command).await)
+    }
+
     /// Kills the monitor and its helper; returns once they are gone. False when they do not go.
-    pub(crate) async fn kill(&self, deadline: Duration) -> bool {
+    pub(crate) async fn kill(&self) -> bool {
         let mut gone = true;
         for process in [Some(&self.monitor), self.helper.as_ref()].into_iter().flatten() {
-            gone &= end(process, &self.clock, deadline).await;
+            gone &= end(process, &*self.clock, self.deadlines.kill).await;
         }
         gone
     }
 
     /// Returns true once the monitor has ended, false after the deadline.
     pub(crate) async fn ends_within(&self, deadline: Duration) -> bool {
-        matches!(self.clock.timeout(deadline, self.monitor.ended()).await, Ok(Ok(())))
+        self.monitor.ends_within(&*self.clock, deadline).await
     }
 
     /// Everything that the monitor has said and was not read, cut to its end.
@@ -192,36 +174,20 @@ impl Attached {
             let surplus = said.len().saturating_sub(LONGEST_MESSAGE);
             said.drain(..surplus);
         }
-        let text = String::from_utf8_lossy(&said);
-        let mut text = text.trim();
-        // A byte that was no character has become three.
-        while text.len() > LONGEST_MESSAGE {
-            text = text.char_indices().nth(1).map_or("", |(next, _)| &text[next..]);
-        }
-        (!text.is_empty()).then(|| text.to_owned())
+        end_of(&String::from_utf8_lossy(&said))
     }
 
-    /// What is to be told of the monitor's end; settled once, and on disk when this returns. Call it only after the end.
-    pub(crate) async fn exit(&self, context: &Context) -> Result<Exit> {
-        self.exit.get_or_try_init(|| self.settle_exit(context)).await.cloned()
-    }
-
-    async fn settle_exit(&self, context: &Context) -> Result<Exit> {
+    async fn settle_exit(&self) -> Result<Exit> {
         let connection = self.qmp.lock().await.take();
         if let Some(connection) = &connection {
             let _ = self.clock.timeout(LAST_WORDS, connection.closed()).await;
         }
-        let console = self.console.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(mut task) = console
-            && self.clock.timeout(LAST_WORDS, &mut task).await.is_err()
-        {
-            task.abort();
-        }
+        self.ties.read_out(&*self.clock).await;
         // A process with several threads has no status before the last of them is gone.
-        self.ends_within(context.config.deadlines.kill).await;
+        self.ends_within(self.deadlines.kill).await;
         let ended = self.monitor.reap();
         if let Some(helper) = &self.helper {
-            end(helper, &self.clock, context.config.deadlines.kill).await;
+            end(helper, &*self.clock, self.deadlines.kill).await;
         }
         let shutdown = *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner);
         let stopped = self.folder.is_stop_requested();
@@ -233,19 +199,45 @@ impl Attached {
             at: self.clock.now(),
             message: self.last_words(),
         };
-        let folder = self.folder.clone();
-        let record = exit.clone();
-        blocking(move || folder.write_exit(&record)).await?;
-        Ok(exit)
+        self.folder.note_exit(exit).await
     }
 }
 
-/// Kills the process and returns once it is gone; false when it does not go.
-pub(crate) async fn end(process: &Process, clock: &Arc<dyn Clock>, deadline: Duration) -> bool {
-    if process.is_alive() && process.kill().is_err() {
-        return false;
+impl Monitor for Attached {
+    type Before = Before;
+
+    fn process(&self) -> &Process {
+        &self.monitor
     }
-    let gone = matches!(clock.timeout(deadline, process.ended()).await, Ok(Ok(())));
+
+    fn ties(&self) -> &Ties {
+        &self.ties
+    }
+
+    fn detach(&self) {
+        self.ties.cut();
+        if let Ok(mut qmp) = self.qmp.try_lock() {
+            qmp.take();
+        }
+    }
+
+    async fn look(&self) -> Option<Phase> {
+        match self.phase().await {
+            Ok(phase) => Some(phase),
+            // It may have ended while it was asked, or be about to.
+            Err(error) if self.is_ending(&error).await => None,
+            Err(_) => Some(Phase::Unknown),
+        }
+    }
+
+    async fn exit(&self) -> Result<Exit> {
+        self.exit.get_or_try_init(|| self.settle_exit()).await.cloned()
+    }
+}
+
+/// Kills the process, and takes its exit status, once it is gone; false when it does not go.
+pub(crate) async fn end(process: &Process, clock: &dyn Clock, deadline: Duration) -> bool {
+    let gone = process.kill_within(clock, deadline).await;
     process.reap();
     gone
 }

@@ -6,10 +6,11 @@ use std::path::Path;
 
 use flames_error::{Error, ErrorKind, Result};
 use flames_vmm::{Drive, MachineSpec, NetworkSpec};
+use flames_vmm_local::Folder;
 use serde_json::json;
 
 use crate::config::Channel;
-use crate::folder::{Accelerator, Folder, SpecRecord};
+use crate::folder::{Accelerator, SpecRecord};
 use crate::kernel::MachineKind;
 
 /// The name of the virtio-serial port that the agent opens.

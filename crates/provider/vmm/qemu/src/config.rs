@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flames_error::Result;
 use flames_vmm::{GuestStream, SecretBytes};
+use flames_vmm_local::ConsoleLimits;
 use serde::{Deserialize, Serialize};
 
 /// What runs the guest's processors.
@@ -121,5 +122,9 @@ impl QemuConfig {
             deadlines: Deadlines::default(),
             probe: None,
         }
+    }
+
+    pub(crate) fn console(&self) -> ConsoleLimits {
+        ConsoleLimits { on_disk: self.console_log_limit, bytes_per_second: self.console_bytes_per_second }
     }
 }

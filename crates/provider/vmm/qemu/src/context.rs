@@ -8,14 +8,11 @@ use flames_clock::{Clock, ClockExt};
 use flames_error::{Error, ErrorKind, Result};
 use flames_host::blocking;
 use flames_host::process::{boot_id, find_program};
-use flames_vmm::IncarnationName;
+use flames_vmm_local::Exits;
 use tokio::process::Command;
-use tokio::sync::{OnceCell, broadcast};
+use tokio::sync::OnceCell;
 
 use crate::config::QemuConfig;
-
-/// How many exits a slow listener may be behind before it misses some.
-const EXIT_HINTS: usize = 1024;
 
 /// What was found of QEMU on this host.
 #[derive(Debug, Clone)]
@@ -30,7 +27,7 @@ pub(crate) struct Installed {
 pub(crate) struct Context {
     pub(crate) config: QemuConfig,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) exits: broadcast::Sender<IncarnationName>,
+    pub(crate) exits: Exits,
     pub(crate) boot_id: String,
     installed: OnceCell<Installed>,
     tsc_khz: OnceCell<Option<u64>>,
@@ -41,8 +38,14 @@ impl Context {
         let boot_id = boot_id().map_err(|error| {
             Error::internal("vmm.new", "the host's boot id cannot be read").with_source(error)
         })?;
-        let (exits, _) = broadcast::channel(EXIT_HINTS);
-        Ok(Self { config, clock, exits, boot_id, installed: OnceCell::new(), tsc_khz: OnceCell::new() })
+        Ok(Self {
+            config,
+            clock,
+            exits: Exits::default(),
+            boot_id,
+            installed: OnceCell::new(),
+            tsc_khz: OnceCell::new(),
+        })
     }
 
     pub(crate) fn root(&self) -> &Path {

@@ -1,55 +1,43 @@
 //! The driver: incarnations by name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use flames_clock::{Clock, ClockExt};
 use flames_error::{Error, ErrorKind, Result};
 use flames_host::blocking;
-use flames_host::console::ConsoleLog;
-use flames_host::files::{create_private_folder, failed, remove_all};
+use flames_host::files::{failed, remove_all};
 use flames_host::process::scan;
 use flames_vmm::{
     AGENT_PORT, AgentChannel, BootSource, ConsoleChunk, DriverCapabilities, Found, GuestStream,
-    IncarnationName, MAX_CONSOLE_CHUNK, MachineSpec, Observation, Phase, Prepared, SnapshotArtefacts,
-    SnapshotKind, StartFrom, Stats, StopHow, Update, Usability, VmDriver,
+    IncarnationName, MachineSpec, Observation, Phase, Prepared, SnapshotArtefacts, SnapshotKind, StartFrom,
+    Stats, StopHow, Update, Usability, VmDriver,
 };
+use flames_vmm_local::{Folder, Incarnations, OnHost, open_root};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use serde_json::json;
-use tokio_stream::wrappers::BroadcastStream;
 
 use crate::acceleration::{Accelerated, Accelerations, channel_problem};
 use crate::command_line::has_balloon;
 use crate::config::{Channel, QemuConfig};
 use crate::context::Context;
-use crate::folder::Folder;
+use crate::folder::Records;
 use crate::prepare::Kernels;
 use crate::vm::Vm;
 
-/// How many incarnations are looked at at once by `adopt`.
-const ADOPTED_AT_ONCE: usize = 16;
+/// The names of folders in which a kernel is tried begin with it.
+const TRIAL: &str = ".try-";
 
 /// Runs VMs with QEMU. See the crate's documentation.
 #[derive(Debug)]
 pub struct QemuDriver {
     context: Arc<Context>,
-    vms: Mutex<BTreeMap<IncarnationName, Arc<Vm>>>,
+    vms: Incarnations<Vm>,
     kernels: Kernels,
     accelerations: Accelerations,
-    /// `adopt` clears away what is half made or half removed; nothing is being made or removed meanwhile.
-    making: tokio::sync::RwLock<()>,
-}
-
-impl Drop for QemuDriver {
-    /// The monitors run on; the tasks that followed them end.
-    fn drop(&mut self) {
-        for vm in self.vms.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            vm.detach();
-        }
-    }
 }
 
 impl QemuDriver {
@@ -57,42 +45,16 @@ impl QemuDriver {
     ///
     /// Errors: `InvalidInput` for settings out of range; `Internal` when the folder cannot be made or entered.
     pub fn new(mut config: QemuConfig, clock: Arc<dyn Clock>) -> Result<Self> {
-        const OPERATION: &str = "vmm.new";
-        if config.console_log_limit < flames_host::console::MIN_LIMIT {
-            return Err(Error::invalid(
-                OPERATION,
-                "console_log_limit",
-                "A console's log has at least 8 KiB.",
-            ));
-        }
-        if config.console_bytes_per_second < 1024 {
-            return Err(Error::invalid(
-                OPERATION,
-                "console_bytes_per_second",
-                "A console has at least 1 KiB a second.",
-            ));
-        }
-        let make = || {
-            if let Some(above) = config.folder.parent() {
-                std::fs::create_dir_all(above)?;
-            }
-            match create_private_folder(&config.folder) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-            // The monitors' command lines name it, so it must be the same from wherever the driver is started.
-            config.folder.canonicalize()
-        };
-        config.folder = make().map_err(|error| failed("the driver's folder cannot be made", error))?;
+        config.console().check()?;
+        config.folder = open_root(&config.folder)?;
         if config.folder.to_str().is_none() {
-            return Err(Error::invalid(OPERATION, "folder", "The folder's path must be valid UTF-8."));
+            return Err(Error::invalid("vmm.new", "folder", "The folder's path must be valid UTF-8."));
         }
         Ok(Self {
+            vms: Incarnations::new(config.folder.clone()),
             context: Arc::new(Context::new(config, clock)?),
-            vms: Mutex::default(),
             kernels: Kernels::default(),
             accelerations: Accelerations::default(),
-            making: tokio::sync::RwLock::default(),
         })
     }
 
@@ -116,56 +78,7 @@ impl QemuDriver {
     ///
     /// Errors: `Unavailable`, `Corrupt` when that of one incarnation cannot be known.
     pub async fn boot_files(&self) -> Result<BTreeSet<PathBuf>> {
-        let root = self.context.root().to_owned();
-        blocking(move || {
-            let unreadable = |error| failed("the driver's folder cannot be listed", error);
-            let mut files = BTreeSet::new();
-            for entry in std::fs::read_dir(&root).map_err(unreadable)? {
-                let name = entry.map_err(unreadable)?.file_name();
-                let Some(name) = name.to_str().and_then(|name| IncarnationName::new(name).ok()) else {
-                    continue;
-                };
-                let boot = Folder::of(&root, &name).spec()?.spec.boot;
-                files.insert(boot.kernel);
-                files.extend(boot.initramfs);
-            }
-            Ok(files)
-        })
-        .await
-    }
-
-    fn vm(&self, name: &IncarnationName) -> Arc<Vm> {
-        let mut vms = self.vms.lock().unwrap_or_else(PoisonError::into_inner);
-        let vm = vms
-            .entry(name.clone())
-            .or_insert_with(|| Arc::new(Vm::new(name.clone(), Folder::of(self.context.root(), name))));
-        Arc::clone(vm)
-    }
-
-    /// Runs a call on an incarnation, and forgets it afterwards when nothing of it is on the host.
-    async fn on<'a, T, F>(&'a self, name: &IncarnationName, call: impl FnOnce(Arc<Vm>) -> F) -> Result<T>
-    where
-        F: Future<Output = Result<T>> + 'a,
-    {
-        let vm = self.vm(name);
-        let _forget = Forget { driver: self, name: name.clone() };
-        call(vm).await
-    }
-}
-
-/// Forgets an incarnation that has no folder, once no other call is at work on it.
-struct Forget<'a> {
-    driver: &'a QemuDriver,
-    name: IncarnationName,
-}
-
-impl Drop for Forget<'_> {
-    fn drop(&mut self) {
-        let mut vms = self.driver.vms.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = vms.get(&self.name).is_some_and(|vm| Arc::strong_count(vm) == 1 && !vm.folder.exists());
-        if idle {
-            vms.remove(&self.name);
-        }
+        self.vms.boot_files(|folder| Ok(folder.spec()?.spec.boot)).await
     }
 }
 
@@ -201,57 +114,21 @@ impl VmDriver for QemuDriver {
     }
 
     async fn adopt(&self) -> Result<Vec<Found>> {
-        let context = &self.context;
         {
-            let _making = self.making.write().await;
+            let _clearing = self.vms.clearing().await;
             self.clear_leftovers().await?;
         }
-        let root = context.root().to_owned();
-        let names = blocking(move || {
-            let mut names = Vec::new();
-            let entries = std::fs::read_dir(&root)
-                .map_err(|error| failed("the driver's folder cannot be listed", error))?;
-            for entry in entries.flatten() {
-                // What has no incarnation's name is not ours.
-                if let Some(name) =
-                    entry.file_name().to_str().and_then(|name| IncarnationName::new(name).ok())
-                {
-                    names.push(name);
-                }
-            }
-            names.sort();
-            Ok(names)
-        })
-        .await?;
-        let found = futures::stream::iter(names)
-            .map(|incarnation| async move {
-                match self.observe(&incarnation).await {
-                    Ok(observation) => Some(Found { incarnation, observation }),
-                    Err(error) if error.kind() == ErrorKind::NotFound => None,
-                    Err(_) => {
-                        let observation = Observation {
-                            phase: Phase::Unknown,
-                            exit: None,
-                            pid: None,
-                            prepared: Prepared::default(),
-                        };
-                        Some(Found { incarnation, observation })
-                    }
-                }
-            })
-            .buffered(ADOPTED_AT_ONCE)
-            .filter_map(|found| async { found })
-            .collect()
-            .await;
-        Ok(found)
+        let observe = |incarnation: IncarnationName| async move { self.observe(&incarnation).await };
+        Ok(self.vms.found(self.vms.names().await?, observe).await)
     }
 
     async fn prepare(&self, incarnation: &IncarnationName, spec: &MachineSpec) -> Result<Prepared> {
-        let _making = self.making.read().await;
-        self.on(incarnation, |vm| async move {
-            vm.prepare(&self.context, &self.kernels, &self.accelerations, spec).await
-        })
-        .await
+        let _making = self.vms.making().await;
+        self.vms
+            .on(incarnation, |vm| async move {
+                vm.prepare(&self.context, &self.kernels, &self.accelerations, spec).await
+            })
+            .await
     }
 
     fn waited_for(&self) -> Option<String> {
@@ -263,15 +140,17 @@ impl VmDriver for QemuDriver {
             StartFrom::Boot => None,
             StartFrom::Snapshot(artefacts) => Some(artefacts.state.as_path()),
         };
-        self.on(incarnation, |vm| async move { vm.start(&self.context, snapshot, leave_paused).await }).await
+        self.vms
+            .on(incarnation, |vm| async move { vm.start(&self.context, snapshot, leave_paused).await })
+            .await
     }
 
     async fn pause(&self, incarnation: &IncarnationName) -> Result<()> {
-        self.on(incarnation, |vm| async move { vm.pause(&self.context).await }).await
+        self.vms.on(incarnation, |vm| async move { vm.pause(&self.context).await }).await
     }
 
     async fn resume(&self, incarnation: &IncarnationName) -> Result<()> {
-        self.on(incarnation, |vm| async move { vm.resume(&self.context).await }).await
+        self.vms.on(incarnation, |vm| async move { vm.resume(&self.context).await }).await
     }
 
     async fn update(&self, incarnation: &IncarnationName, update: &Update) -> Result<()> {
@@ -290,23 +169,32 @@ impl VmDriver for QemuDriver {
                 return Err(Error::new(ErrorKind::NotSupported, OPERATION, message));
             }
         };
-        self.on(incarnation, |vm| async move {
-            let _turn = vm.turn(&self.context, OPERATION).await?;
-            let attached = vm.alive(&self.context, OPERATION).await?;
-            let record = vm.folder.spec()?;
-            if !has_balloon(&record) {
-                let message = "the machine has no device slot left for a balloon";
-                return Err(Error::new(ErrorKind::NotSupported, OPERATION, message));
-            }
-            // Below the least memory of a machine no guest lives.
-            let left = record.spec.memory_mib.checked_sub(mebibytes).filter(|left| *left >= 16).ok_or_else(
-                || Error::invalid(OPERATION, "balloon_mib", "A balloon leaves its machine at least 16 MiB."),
-            )?;
-            let arguments = json!({ "value": left * 1024 * 1024 });
-            let done = attached.command("balloon", arguments, self.context.config.deadlines.command).await;
-            done.map(|_| ()).map_err(|error| vm.command_failed(OPERATION, &attached, error))
-        })
-        .await
+        self.vms
+            .on(incarnation, |vm| async move {
+                let _turn = vm.turn(&self.context, OPERATION).await?;
+                let attached = vm.alive(&self.context, OPERATION).await?;
+                let record = vm.folder.spec()?;
+                if !has_balloon(&record) {
+                    let message = "the machine has no device slot left for a balloon";
+                    return Err(Error::new(ErrorKind::NotSupported, OPERATION, message));
+                }
+                // Below the least memory of a machine no guest lives.
+                let left =
+                    record.spec.memory_mib.checked_sub(mebibytes).filter(|left| *left >= 16).ok_or_else(
+                        || {
+                            Error::invalid(
+                                OPERATION,
+                                "balloon_mib",
+                                "A balloon leaves its machine at least 16 MiB.",
+                            )
+                        },
+                    )?;
+                let arguments = json!({ "value": left * 1024 * 1024 });
+                let done =
+                    attached.command("balloon", arguments, self.context.config.deadlines.command).await;
+                done.map(|_| ()).map_err(|error| vm.command_failed(OPERATION, &attached, error))
+            })
+            .await
     }
 
     async fn snapshot(
@@ -315,47 +203,49 @@ impl VmDriver for QemuDriver {
         name: &str,
         kind: SnapshotKind,
     ) -> Result<SnapshotArtefacts> {
-        self.on(incarnation, |vm| async move { vm.snapshot(&self.context, name, kind).await }).await
+        self.vms.on(incarnation, |vm| async move { vm.snapshot(&self.context, name, kind).await }).await
     }
 
     async fn delete_snapshot(&self, incarnation: &IncarnationName, name: &str) -> Result<()> {
-        self.on(incarnation, |vm| async move { vm.delete_snapshot(&self.context, name).await }).await
+        self.vms.on(incarnation, |vm| async move { vm.delete_snapshot(&self.context, name).await }).await
     }
 
     async fn connect(&self, incarnation: &IncarnationName, port: u32) -> Result<GuestStream> {
         const OPERATION: &str = "vmm.connect";
-        self.on(incarnation, |vm| async move {
-            let attached = vm.alive(&self.context, OPERATION).await?;
-            match vm.phase(&self.context, &attached).await {
-                Ok(Phase::Running) => {}
-                Ok(_) => return Err(vm.conflict(OPERATION, "it does not run")),
-                Err(error) => return Err(vm.command_failed(OPERATION, &attached, error)),
-            }
-            let silent = |error| {
-                Error::unavailable(OPERATION, "nothing answers in the guest")
-                    .with_resource("incarnation", vm.name.as_str())
-                    .with_source(error)
-            };
-            match vm.folder.spec()?.channel {
-                Channel::VirtioSerial if port == AGENT_PORT => {
-                    let stream = vm.folder.connect("agent.sock").await.map_err(silent)?;
-                    Ok(Box::new(vm.agent.replace(stream)) as GuestStream)
+        self.vms
+            .on(incarnation, |vm| async move {
+                let attached = vm.alive(&self.context, OPERATION).await?;
+                match attached.phase().await {
+                    Ok(Phase::Running) => {}
+                    Ok(_) => return Err(vm.conflict(OPERATION, "it does not run")),
+                    Err(error) => return Err(vm.command_failed(OPERATION, &attached, error)),
                 }
-                Channel::VirtioSerial => {
-                    let message = "the virtio-serial channel leads to the agent's port only";
-                    Err(Error::new(ErrorKind::NotSupported, OPERATION, message).with_context("port", port))
-                }
-                Channel::Vsock => {
-                    let connect = crate::vsock::connect(&vm.folder, port);
-                    let deadline = self.context.config.deadlines.command;
-                    match self.context.clock.timeout(deadline, connect).await {
-                        Ok(stream) => Ok(Box::new(stream.map_err(silent)?) as GuestStream),
-                        Err(late) => Err(silent(std::io::Error::new(std::io::ErrorKind::TimedOut, late))),
+                let silent = |error| {
+                    Error::unavailable(OPERATION, "nothing answers in the guest")
+                        .with_resource("incarnation", vm.name.as_str())
+                        .with_source(error)
+                };
+                match vm.folder.spec()?.channel {
+                    Channel::VirtioSerial if port == AGENT_PORT => {
+                        let stream = vm.folder.connect("agent.sock").await.map_err(silent)?;
+                        Ok(Box::new(vm.agent.replace(stream)) as GuestStream)
+                    }
+                    Channel::VirtioSerial => {
+                        let message = "the virtio-serial channel leads to the agent's port only";
+                        Err(Error::new(ErrorKind::NotSupported, OPERATION, message)
+                            .with_context("port", port))
+                    }
+                    Channel::Vsock => {
+                        let connect = crate::vsock::connect(&vm.folder, port);
+                        let deadline = self.context.config.deadlines.command;
+                        match self.context.clock.timeout(deadline, connect).await {
+                            Ok(stream) => Ok(Box::new(stream.map_err(silent)?) as GuestStream),
+                            Err(late) => Err(silent(std::io::Error::new(std::io::ErrorKind::TimedOut, late))),
+                        }
                     }
                 }
-            }
-        })
-        .await
+            })
+            .await
     }
 
     async fn accept(
@@ -364,67 +254,52 @@ impl VmDriver for QemuDriver {
         port: u32,
     ) -> Result<BoxStream<'static, GuestStream>> {
         const OPERATION: &str = "vmm.accept";
-        self.on(incarnation, |vm| async move {
-            if !vm.folder.exists() {
-                return Err(vm.not_found(OPERATION));
-            }
-            match vm.folder.spec()?.channel {
-                Channel::VirtioSerial => {
-                    let message = "over the virtio-serial channel only the host connects";
-                    Err(Error::new(ErrorKind::NotSupported, OPERATION, message))
+        self.vms
+            .on(incarnation, |vm| async move {
+                if !vm.folder.exists() {
+                    return Err(vm.not_found(OPERATION));
                 }
-                Channel::Vsock => {
-                    let accepted = crate::vsock::accept(&vm.folder, port)
-                        .map_err(|error| failed("the guest's connections cannot be taken", error))?;
-                    Ok(accepted.boxed())
+                match vm.folder.spec()?.channel {
+                    Channel::VirtioSerial => {
+                        let message = "over the virtio-serial channel only the host connects";
+                        Err(Error::new(ErrorKind::NotSupported, OPERATION, message))
+                    }
+                    Channel::Vsock => {
+                        let accepted = crate::vsock::accept(&vm.folder, port)
+                            .map_err(|error| failed("the guest's connections cannot be taken", error))?;
+                        Ok(accepted.boxed())
+                    }
                 }
-            }
-        })
-        .await
+            })
+            .await
     }
 
     async fn console(&self, incarnation: &IncarnationName, from: u64) -> Result<ConsoleChunk> {
-        const OPERATION: &str = "vmm.console";
-        self.on(incarnation, |vm| async move {
-            let log = ConsoleLog::new(vm.folder.path(), self.context.config.console_log_limit);
-            match log.read(from, MAX_CONSOLE_CHUNK).await {
-                Ok(chunk) => Ok(ConsoleChunk { offset: chunk.offset, data: chunk.data }),
-                Err(_) if !vm.folder.exists() => Err(vm.not_found(OPERATION)),
-                Err(error) => Err(failed("the console's log cannot be read", error)),
-            }
-        })
-        .await
+        let limits = self.context.config.console();
+        self.vms.on(incarnation, |vm| async move { vm.console(limits, from).await }).await
     }
 
     async fn stats(&self, incarnation: &IncarnationName) -> Result<Stats> {
-        const OPERATION: &str = "vmm.stats";
-        self.on(incarnation, |vm| async move {
-            let attached = vm.alive(&self.context, OPERATION).await?;
-            let (resident_bytes, cpu_time, uptime) = attached
-                .monitor
-                .usage()
-                .map_err(|error| vm.conflict(OPERATION, "its process has just ended").with_source(error))?;
-            Ok(Stats { resident_bytes, cpu_time, uptime })
-        })
-        .await
+        self.vms
+            .on(incarnation, |vm| async move { vm.stats(&*vm.alive(&self.context, "vmm.stats").await?) })
+            .await
     }
 
     async fn stop(&self, incarnation: &IncarnationName, how: StopHow) -> Result<()> {
-        self.on(incarnation, |vm| async move { vm.stop(&self.context, how).await }).await
+        self.vms.on(incarnation, |vm| async move { vm.stop(&self.context, how).await }).await
     }
 
     async fn observe(&self, incarnation: &IncarnationName) -> Result<Observation> {
-        self.on(incarnation, |vm| async move { vm.observe(&self.context).await }).await
+        self.vms.on(incarnation, |vm| async move { vm.observe(&self.context).await }).await
     }
 
     async fn destroy(&self, incarnation: &IncarnationName) -> Result<()> {
-        let _making = self.making.read().await;
-        self.on(incarnation, |vm| async move { vm.destroy(&self.context).await }).await
+        let _making = self.vms.making().await;
+        self.vms.on(incarnation, |vm| async move { vm.destroy(&self.context).await }).await
     }
 
     async fn exits(&self) -> Result<BoxStream<'static, IncarnationName>> {
-        let hints = BroadcastStream::new(self.context.exits.subscribe());
-        Ok(hints.filter_map(|hint| async { hint.ok() }).boxed())
+        Ok(self.context.exits.hints())
     }
 }
 
@@ -435,28 +310,20 @@ impl QemuDriver {
         let processes = blocking(move || {
             let io = |error| failed("leftovers cannot be removed", error);
             let mut processes = Vec::new();
-            for entry in std::fs::read_dir(&root).map_err(io)?.flatten() {
-                let name = entry.file_name();
-                let name = name.to_string_lossy();
-                if ![".new-", ".old-", ".try-"].iter().any(|prefix| name.starts_with(prefix)) {
-                    continue;
-                }
+            for left in Folder::left_over(&root, &[".new-", ".old-", TRIAL])? {
                 // One that is locked is being made by a driver that was dropped and has not ended yet, or is a try under way.
-                let folder = Folder::new(entry.path());
-                let Ok(lock) = folder.try_lock() else { continue };
-                if lock.is_none() {
-                    continue;
-                }
-                if name.starts_with(".try-") {
+                let folder = Folder::new(left);
+                let Ok(Some(_lock)) = folder.try_lock() else { continue };
+                if folder.path().file_name().is_some_and(|name| name.to_string_lossy().starts_with(TRIAL)) {
                     processes.extend(scan(&folder.monitor_marker()).map_err(io)?);
                 }
-                remove_all(&entry.path()).map_err(io)?;
+                remove_all(folder.path()).map_err(io)?;
             }
             Ok(processes)
         })
         .await?;
         for process in &processes {
-            crate::attached::end(process, &self.context.clock, self.context.config.deadlines.kill).await;
+            crate::attached::end(process, &*self.context.clock, self.context.config.deadlines.kill).await;
         }
         Ok(())
     }

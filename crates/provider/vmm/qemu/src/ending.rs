@@ -1,18 +1,18 @@
 //! Ending a guest, and removing what was made for it.
 
-use std::io::ErrorKind as IoErrorKind;
 use std::sync::Arc;
 
-use flames_error::{Error, Result};
+use flames_error::Result;
 use flames_host::blocking;
-use flames_host::files::{failed, remove_all, sync_folder};
 use flames_vmm::StopHow;
+use flames_vmm_local::{Folder, Monitor, OnHost};
 use serde_json::json;
 
 use crate::attached::RunState;
 use crate::context::Context;
+use crate::folder::Records;
 use crate::kernel::MachineKind;
-use crate::vm::{Situation, Vm};
+use crate::vm::{Before, Situation, Vm};
 
 impl Vm {
     /// A guest that cannot answer (paused, or its monitor does not) is not waited for. Only a machine with ACPI has a power
@@ -29,8 +29,8 @@ impl Vm {
                 return Err(self.not_found(OPERATION));
             }
             match self.situation(context).await? {
-                Situation::Prepared | Situation::Exited(_) => return Ok(()),
-                Situation::Orphans(orphans) => {
+                Situation::Before(Before::Prepared) | Situation::Exited(_) => return Ok(()),
+                Situation::Before(Before::Orphans(orphans)) => {
                     self.end_all(context, &orphans, OPERATION).await?;
                     return self.folder.forget_process();
                 }
@@ -52,11 +52,10 @@ impl Vm {
                 attached.ends_within(deadlines.command).await;
             }
         }
-        if !attached.kill(deadlines.kill).await {
-            return Err(Error::unavailable(OPERATION, "the monitor does not end")
-                .with_resource("incarnation", self.name.as_str()));
+        if !attached.kill().await {
+            return Err(self.does_not_end(OPERATION));
         }
-        attached.exit(context).await.map(|_| ())
+        attached.exit().await.map(|_| ())
     }
 
     /// Kills, then removes. What is left of a call that was cut short is taken away by the next, or by `adopt`.
@@ -67,35 +66,26 @@ impl Vm {
             // A plain file, or a folder that cannot be written, takes no note.
             let _ = self.folder.request_stop();
             match self.situation(context).await {
-                Ok(Situation::Prepared | Situation::Exited(_)) => {}
-                Ok(Situation::Orphans(orphans)) => self.end_all(context, &orphans, OPERATION).await?,
+                Ok(Situation::Before(Before::Prepared) | Situation::Exited(_)) => {}
+                Ok(Situation::Before(Before::Orphans(orphans))) => {
+                    self.end_all(context, &orphans, OPERATION).await?;
+                }
                 Ok(Situation::Alive(attached)) => {
-                    if !attached.kill(context.config.deadlines.kill).await {
-                        return Err(Error::unavailable(OPERATION, "the monitor does not end")
-                            .with_resource("incarnation", self.name.as_str()));
+                    if !attached.kill().await {
+                        return Err(self.does_not_end(OPERATION));
                     }
-                    let _ = attached.exit(context).await;
+                    let _ = attached.exit().await;
                 }
                 // The records do not tell whose processes there are; their command lines do.
                 Err(_) => self.end_all(context, &self.scan().await?, OPERATION).await?,
             }
         }
         self.let_go().await;
-        let (root, folder) = (context.root().to_owned(), self.folder.clone());
-        let old = root.join(format!(".old-{}", self.name));
+        let (root, name, folder) = (context.root().to_owned(), self.name.clone(), self.folder.clone());
         blocking(move || {
             let _turn = turn;
-            let remove = || {
-                remove_all(&old)?;
-                // Renamed first, so that a half removed folder is never taken for an incarnation.
-                match std::fs::rename(folder.path(), &old) {
-                    Err(error) if error.kind() == IoErrorKind::NotFound => return Ok(()),
-                    renamed => renamed?,
-                }
-                sync_folder(&root)?;
-                remove_all(&old)
-            };
-            remove().map_err(|error| failed("the incarnation's folder cannot be removed", error))
+            let old = folder.set_aside(&root, &name)?;
+            Folder::remove_old(&old)
         })
         .await
     }

@@ -16,20 +16,12 @@
 //! <folder>/.new-… .old-… .try-…  half made, half removed, tried: removed by the next `adopt`
 //! ```
 
-use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-
-use flames_error::{Error, ErrorKind, Result};
-use flames_host::files::{
-    check_schema, create_private, failed, read_record, remove_if_there, short_path, write_record,
-};
+use flames_error::Result;
+use flames_host::files::{failed, remove_if_there};
 use flames_host::process::{Identity, Marker};
-use flames_vmm::{Exit, IncarnationName, MachineSpec, Prepared};
-use rustix::fs::{Mode, OFlags};
+use flames_vmm::{MachineSpec, Prepared};
+use flames_vmm_local::{Folder, Record};
 use serde::{Deserialize, Serialize};
-use tokio::net::UnixStream;
 
 use crate::config::Channel;
 use crate::kernel::MachineKind;
@@ -74,140 +66,62 @@ pub(crate) struct ProcessRecord {
     pub(crate) helper: Option<Identity>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ExitRecord {
-    pub(crate) schema: u32,
-    pub(crate) exit: Exit,
+impl Record for SpecRecord {
+    const FILE: &'static str = "spec.json";
+    const SCHEMA: u32 = SCHEMA;
+
+    fn schema(&self) -> u32 {
+        self.schema
+    }
 }
 
-/// The folder of one incarnation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Folder {
-    path: PathBuf,
+impl Record for ProcessRecord {
+    const FILE: &'static str = "process.json";
+    const SCHEMA: u32 = SCHEMA;
+
+    fn schema(&self) -> u32 {
+        self.schema
+    }
 }
 
-impl Folder {
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path }
-    }
-
-    pub(crate) fn of(root: &Path, incarnation: &IncarnationName) -> Self {
-        Self::new(root.join(incarnation.as_str()))
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(crate) fn join(&self, name: &str) -> PathBuf {
-        self.path.join(name)
-    }
-
-    /// Whether there is anything under the incarnation's name.
-    pub(crate) fn exists(&self) -> bool {
-        self.path.symlink_metadata().is_ok()
-    }
-
+/// The records that this driver alone keeps in an incarnation's folder, and what tells its processes.
+pub(crate) trait Records {
     /// `Corrupt` when it cannot be read, and when it is not there.
-    pub(crate) fn spec(&self) -> Result<SpecRecord> {
-        let record: SpecRecord = read_record(&self.path, "spec.json")?.ok_or_else(|| {
-            Error::new(ErrorKind::Corrupt, "vmm.record", "the record is not there")
-                .with_context("file", "spec.json")
-        })?;
-        check_schema(record.schema, SCHEMA, "spec.json")?;
-        Ok(record)
-    }
-
-    /// `Corrupt` when it cannot be read.
-    pub(crate) fn process(&self) -> Result<Option<ProcessRecord>> {
-        let record: Option<ProcessRecord> = read_record(&self.path, "process.json")?;
-        if let Some(record) = &record {
-            check_schema(record.schema, SCHEMA, "process.json")?;
-        }
-        Ok(record)
-    }
-
-    /// `Corrupt` when it cannot be read.
-    pub(crate) fn exit(&self) -> Result<Option<Exit>> {
-        let record: Option<ExitRecord> = read_record(&self.path, "exit.json")?;
-        if let Some(record) = &record {
-            check_schema(record.schema, SCHEMA, "exit.json")?;
-        }
-        Ok(record.map(|record| record.exit))
-    }
-
-    pub(crate) fn write_process(&self, record: &ProcessRecord) -> Result<()> {
-        self.write("process.json", record)
-    }
+    fn spec(&self) -> Result<SpecRecord>;
 
     /// Back to prepared: for a monitor whose guest ran nothing.
-    pub(crate) fn forget_process(&self) -> Result<()> {
-        remove_if_there(&self.join("process.json"))
-            .and_then(|()| remove_if_there(&self.join("stop-requested")))
+    fn forget_process(&self) -> Result<()>;
+
+    /// What only this incarnation's QEMU has on its command line.
+    fn monitor_marker(&self) -> Marker;
+
+    /// What only this incarnation's vsock helper has on its command line.
+    fn helper_marker(&self) -> Marker;
+}
+
+impl Records for Folder {
+    fn spec(&self) -> Result<SpecRecord> {
+        self.demand()
+    }
+
+    fn forget_process(&self) -> Result<()> {
+        remove_if_there(&self.join(ProcessRecord::FILE))
+            .and_then(|()| self.forget_stop())
             .map_err(|error| failed("a record cannot be removed", error))
     }
 
-    pub(crate) fn write_exit(&self, exit: &Exit) -> Result<()> {
-        self.write("exit.json", &ExitRecord { schema: SCHEMA, exit: exit.clone() })
-    }
-
-    pub(crate) fn is_stop_requested(&self) -> bool {
-        self.join("stop-requested").exists()
-    }
-
-    pub(crate) fn request_stop(&self) -> Result<()> {
-        create_private(&self.join("stop-requested"))
-            .map(|_| ())
-            .map_err(|error| failed("the stop cannot be noted", error))
-    }
-
-    /// What only this incarnation's QEMU has on its command line.
-    pub(crate) fn monitor_marker(&self) -> Marker {
+    fn monitor_marker(&self) -> Marker {
         Marker::new(["-pidfile".into(), self.join("monitor.pid").into()])
     }
 
-    /// What only this incarnation's vsock helper has on its command line.
-    pub(crate) fn helper_marker(&self) -> Marker {
+    fn helper_marker(&self) -> Marker {
         Marker::new(["--vm".into(), crate::vsock::helper_argument(self)])
-    }
-
-    /// Listens on a socket of the folder, whatever was there before.
-    pub(crate) fn listen(&self, name: &str) -> io::Result<OwnedFd> {
-        remove_if_there(&self.join(name))?;
-        let folder = self.open()?;
-        Ok(UnixListener::bind(short_path(&folder, name))?.into())
-    }
-
-    /// Takes the folder's lock. `None` when another has it.
-    pub(crate) fn try_lock(&self) -> io::Result<Option<OwnedFd>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = rustix::fs::open(&self.path, flags, Mode::empty())?;
-        match rustix::fs::flock(&folder, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(folder)),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Connects to a socket of the folder.
-    pub(crate) async fn connect(&self, name: &str) -> io::Result<UnixStream> {
-        let folder = self.open()?;
-        UnixStream::connect(short_path(&folder, name)).await
-    }
-
-    fn open(&self) -> io::Result<OwnedFd> {
-        Ok(rustix::fs::open(&self.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
-    }
-
-    pub(crate) fn write<T: Serialize>(&self, name: &str, record: &T) -> Result<()> {
-        write_record(&self.path, name, record)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use flames_host::files::create_private_folder;
+    use flames_error::ErrorKind;
 
     use super::*;
 
@@ -215,15 +129,15 @@ mod tests {
     fn a_record_that_is_garbage_too_long_or_newer_is_corrupt() {
         let root = tempfile::tempdir().unwrap();
         let folder = Folder::new(root.path().to_owned());
+        let process = || folder.read::<ProcessRecord>();
         assert_eq!(folder.spec().unwrap_err().kind(), ErrorKind::Corrupt, "not there");
-        assert_eq!(folder.process().unwrap(), None);
+        assert_eq!(process().unwrap(), None);
         for garbage in [&b"\xff\xfe"[..], b"{}", b"[1,2", &[b' '; 2 * 1024 * 1024]] {
-            for name in ["spec.json", "process.json", "exit.json"] {
+            for name in ["spec.json", "process.json"] {
                 std::fs::write(folder.join(name), garbage).unwrap();
             }
             assert_eq!(folder.spec().unwrap_err().kind(), ErrorKind::Corrupt);
-            assert_eq!(folder.process().unwrap_err().kind(), ErrorKind::Corrupt);
-            assert_eq!(folder.exit().unwrap_err().kind(), ErrorKind::Corrupt);
+            assert_eq!(process().unwrap_err().kind(), ErrorKind::Corrupt);
         }
         let newer = ProcessRecord {
             schema: SCHEMA + 1,
@@ -232,18 +146,7 @@ mod tests {
             monitor: None,
             helper: None,
         };
-        folder.write_process(&newer).unwrap();
-        assert_eq!(folder.process().unwrap_err().kind(), ErrorKind::Corrupt);
-    }
-
-    #[tokio::test]
-    async fn a_socket_works_in_a_folder_with_a_path_longer_than_a_sockets_may_be() {
-        let root = tempfile::tempdir().unwrap();
-        let folder = Folder::new(root.path().join("x".repeat(150)));
-        create_private_folder(folder.path()).unwrap();
-        let _listener = folder.listen("monitor.sock").unwrap();
-        folder.connect("monitor.sock").await.unwrap();
-        let _again = folder.listen("monitor.sock").unwrap();
-        folder.connect("monitor.sock").await.unwrap();
+        folder.write(&newer).unwrap();
+        assert_eq!(process().unwrap_err().kind(), ErrorKind::Corrupt);
     }
 }

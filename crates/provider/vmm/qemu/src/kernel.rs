@@ -7,10 +7,11 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use flames_error::{Error, Result};
+use flames_vmm_local::check::{self, KernelFile};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -82,33 +83,23 @@ pub(crate) fn take_machine_argument(arguments: &mut Vec<String>) -> Result<Optio
 ///
 /// A bzImage is compressed and cannot be looked into; it is a distribution's, built with ACPI.
 pub(crate) fn inspect(path: &Path) -> Result<MachineKind> {
-    let refuse = |sentence: &str| Err(Error::invalid("vmm.prepare", "boot.kernel", sentence));
-    let internal = |error: io::Error| {
-        Error::internal("vmm.prepare", "the kernel cannot be read")
-            .with_context("path", path.display())
-            .with_source(error)
-    };
-    let mut file = File::open(path).map_err(internal)?;
-    let mut head = [0; 1024];
-    let length = read_up_to(&file, &mut head).map_err(internal)?;
-    let head = &head[..length];
-    // Linux's x86 boot protocol: `HdrS` at 0x202.
-    if head.get(0x202..0x206) == Some(b"HdrS") {
-        return Ok(MachineKind::Acpi);
+    match check::kernel(path)? {
+        KernelFile::BzImage => Ok(MachineKind::Acpi),
+        KernelFile::None => {
+            let sentence = "The kernel is neither an ELF `vmlinux` nor a `bzImage`.";
+            Err(Error::invalid("vmm.prepare", "boot.kernel", sentence))
+        }
+        KernelFile::Vmlinux => {
+            let found =
+                File::open(path).and_then(|mut file| contains(&mut file, b"ACPI: Interpreter enabled"));
+            let found = found.map_err(|error| {
+                Error::internal("vmm.prepare", "the kernel cannot be read")
+                    .with_context("path", path.display())
+                    .with_source(error)
+            })?;
+            Ok(if found { MachineKind::Acpi } else { MachineKind::Mmio })
+        }
     }
-    if head.starts_with(b"\xfd7zXZ") || head.starts_with(b"\x1f\x8b") || head.starts_with(b"\x28\xb5\x2f\xfd")
-    {
-        return refuse("The kernel is compressed: unpack it first.");
-    }
-    if !head.starts_with(b"\x7fELF") {
-        return refuse("The kernel is neither an ELF `vmlinux` nor a `bzImage`.");
-    }
-    // ELF: class 64 at offset 4, machine EM_X86_64 (62) at offset 18.
-    if head.get(4) != Some(&2) || head.get(18..20) != Some(&[62, 0]) {
-        return refuse("The kernel is not one for x86-64.");
-    }
-    let found = contains(&mut file, b"ACPI: Interpreter enabled").map_err(internal)?;
-    Ok(if found { MachineKind::Acpi } else { MachineKind::Mmio })
 }
 
 /// The kernel's SHA-256, in hex.
@@ -116,17 +107,6 @@ pub(crate) fn digest(path: &Path) -> io::Result<String> {
     let mut hash = Sha256::new();
     io::copy(&mut File::open(path)?, &mut hash)?;
     Ok(hex::encode(hash.finalize()))
-}
-
-fn read_up_to(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut length = 0;
-    while length < buffer.len() {
-        match file.read_at(&mut buffer[length..], length as u64)? {
-            0 => break,
-            count => length += count,
-        }
-    }
-    Ok(length)
 }
 
 /// Whether the text stands anywhere in the file. Holds 256 KiB of it at a time.

@@ -12,7 +12,6 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use flames_clock::ClockExt;
@@ -20,13 +19,14 @@ use flames_error::{Error, ErrorKind, Result};
 use flames_host::blocking;
 use flames_host::files::failed;
 use flames_host::process::{self, Confinement, Process, Program, open_bounded_pipe, spawn_detached};
+use flames_vmm_local::Folder;
 use serde_json::json;
 
 use crate::attached::{Attached, RunState};
 use crate::command_line::{self, Launch};
 use crate::config::Channel;
 use crate::context::Context;
-use crate::folder::{Folder, ProcessRecord, SCHEMA, SpecRecord};
+use crate::folder::{ProcessRecord, SCHEMA, SpecRecord};
 use crate::qmp::QmpError;
 
 const OPERATION: &str = "vmm.start";
@@ -59,7 +59,7 @@ pub(crate) async fn launch<T: Send + 'static>(
     let (in_folder, spec) = (folder.clone(), spec.clone());
     let (record, monitor, errors, turn) = blocking(move || {
         let io = |error| failed("the monitor cannot be started", error);
-        in_folder.write_process(&record)?;
+        in_folder.write(&record)?;
         let listen = |name| in_folder.listen(name).map_err(io);
         let mut inherited: Vec<OwnedFd> = vec![listen("monitor.sock")?, listen("console.sock")?];
         let agent = match spec.channel {
@@ -96,12 +96,11 @@ pub(crate) async fn launch<T: Send + 'static>(
         // A monitor that has ended already is still there: only this driver reaps it.
         let monitor = Process::of_child(pid).map_err(io)?;
         record.monitor = Some(monitor.identity());
-        in_folder.write_process(&record)?;
+        in_folder.write(&record)?;
         Ok((record, monitor, errors, turn))
     })
     .await?;
-    let attached =
-        Attached::new(folder.clone(), record, monitor, helper, Some(errors), Arc::clone(&context.clock));
+    let attached = Attached::new(context, folder.clone(), record, monitor, helper, Some(errors));
     Ok((attached, turn))
 }
 
@@ -136,7 +135,7 @@ pub(crate) async fn let_run(context: &Context, attached: &Attached, loads_snapsh
         Err(error @ QmpError::Refused(_)) => Err(give_up(context, attached, loads_snapshot, error).await),
         // Whether the guest has run cannot be known, so the monitor ends and the incarnation with it.
         Err(error) => {
-            attached.kill(context.config.deadlines.kill).await;
+            attached.kill().await;
             Err(Error::new(ErrorKind::Conflict, OPERATION, "the monitor ended as its guest was started")
                 .with_source(error))
         }
@@ -149,7 +148,7 @@ async fn give_up(context: &Context, attached: &Attached, loads_snapshot: bool, e
     if matches!(error, QmpError::Closed(_)) {
         attached.ends_within(context.config.deadlines.command).await;
     }
-    attached.kill(context.config.deadlines.kill).await;
+    attached.kill().await;
     let words = attached.last_words();
     let said = words.as_deref().unwrap_or("nothing");
     let (kind, message) = if error == QmpError::Deadline {
@@ -204,7 +203,7 @@ async fn start_helper(context: &Context, folder: &Folder, record: &mut ProcessRe
         false
     };
     if context.clock.timeout(context.config.deadlines.command, listening).await != Ok(true) {
-        crate::attached::end(&helper, &context.clock, context.config.deadlines.kill).await;
+        crate::attached::end(&helper, &*context.clock, context.config.deadlines.kill).await;
         return Err(Error::internal(OPERATION, "the vsock helper does not start"));
     }
     record.helper = Some(helper.identity());

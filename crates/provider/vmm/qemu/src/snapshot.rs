@@ -15,6 +15,7 @@ use flames_error::{Error, ErrorKind, Result};
 use flames_host::blocking;
 use flames_host::files::{create_private_folder, failed, remove_all, sync_folder};
 use flames_vmm::{NetworkSpec, Phase, SnapshotArtefacts, SnapshotKind};
+use flames_vmm_local::{Folder, OnHost, check};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -22,7 +23,7 @@ use crate::attached::{Attached, RunState};
 use crate::command_line::has_balloon;
 use crate::config::Channel;
 use crate::context::Context;
-use crate::folder::{Accelerator, SCHEMA, SpecRecord};
+use crate::folder::{Accelerator, Records, SCHEMA, SpecRecord};
 use crate::kernel::MachineKind;
 use crate::qmp::QmpError;
 use crate::vm::{Situation, Vm};
@@ -130,19 +131,6 @@ fn write_header(file: &mut File, record: &SpecRecord, length: u64) -> io::Result
     file.write_all(&head)
 }
 
-/// `InvalidInput` for a name that is no plain file name.
-fn check_name(name: &str) -> Result<()> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
-    if (1..=64).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with('.') {
-        return Ok(());
-    }
-    Err(Error::invalid(
-        OPERATION,
-        "name",
-        "A snapshot's name is 1 to 64 of a-z, A-Z, 0-9, `_`, `-` and `.`, and does not begin with `.`.",
-    ))
-}
-
 impl Vm {
     pub(crate) async fn snapshot(
         self: &Arc<Self>,
@@ -150,7 +138,7 @@ impl Vm {
         name: &str,
         kind: SnapshotKind,
     ) -> Result<SnapshotArtefacts> {
-        check_name(name)?;
+        check::snapshot_name(name)?;
         if let SnapshotKind::DiffOf(_) = kind {
             return Err(Error::new(ErrorKind::NotSupported, OPERATION, "QEMU saves whole guests only"));
         }
@@ -169,7 +157,7 @@ impl Vm {
         }
         let command_failed = |error| self.command_failed(OPERATION, &attached, error);
         let deadline = context.config.deadlines.command;
-        let was_running = match self.phase(context, &attached).await.map_err(command_failed)? {
+        let was_running = match attached.phase().await.map_err(command_failed)? {
             Phase::Running => true,
             Phase::Paused => false,
             _ => return Err(self.conflict(OPERATION, "it does not run yet")),
@@ -269,7 +257,7 @@ impl Vm {
         let mut to = to.try_clone().map_err(|error| failed("the snapshot's file cannot be shared", error))?;
         blocking(move || {
             let name = std::fs::read_to_string(snapshots.join(LATEST)).unwrap_or_default();
-            let latest = check_name(&name).ok().and_then(|()| File::open(snapshots.join(&name).join("state")).ok());
+            let latest = check::snapshot_name(&name).ok().and_then(|()| File::open(snapshots.join(&name).join("state")).ok());
             let latest = latest.or_else(|| File::open(snapshots.join(LATEST_STATE)).ok());
             let Some(mut from) = latest else {
                 let message = "a guest that was saved while paused can be saved again after a resume, or while that snapshot is there";
@@ -286,7 +274,7 @@ impl Vm {
     }
 
     pub(crate) async fn delete_snapshot(self: &Arc<Self>, context: &Arc<Context>, name: &str) -> Result<()> {
-        check_name(name)?;
+        check::snapshot_name(name)?;
         let turn = self.turn(context, OPERATION).await?;
         // QEMU does not save a guest twice that stands still: what was saved last is kept for the next snapshot, until the guest runs on.
         let is_needed = match self.situation(context).await {
@@ -319,22 +307,9 @@ impl Vm {
 }
 
 /// Removes what was kept of a deleted snapshot: its guest runs on.
-pub(crate) fn forget_latest(folder: &crate::folder::Folder) {
+pub(crate) fn forget_latest(folder: &Folder) {
     let snapshots = folder.join("snapshots");
     // What is left of it goes with the next snapshot, or with the incarnation.
     let _ = remove_all(&snapshots.join(LATEST_STATE));
     let _ = std::fs::remove_dir(&snapshots);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_snapshots_name_stays_in_its_folder() {
-        for name in ["", ".", "..", ".new-x", "a/b", "../x", "a\0", "ä", &"x".repeat(65)] {
-            assert_eq!(check_name(name).unwrap_err().kind(), ErrorKind::InvalidInput, "{name:?}");
-        }
-        check_name("before-upgrade_1.0").unwrap();
-    }
 }

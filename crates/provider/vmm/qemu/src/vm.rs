@@ -1,109 +1,75 @@
 //! One incarnation on this host: what is true of it, and its way from prepared to gone.
 
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use flames_clock::ClockExt;
 use flames_error::{Error, ErrorKind, Result};
 use flames_host::blocking;
 use flames_host::files::failed;
 use flames_host::process::{Process, scan};
-use flames_vmm::{Exit, ExitCause, IncarnationName, Observation, Phase};
+use flames_vmm::{Exit, ExitCause, Observation, Phase, Prepared};
+use flames_vmm_local::{Incarnation, Monitor, OnHost, Turn, seen};
 use serde_json::json;
 
 use crate::attached::{Attached, RunState, end};
 use crate::channel::Newest;
 use crate::context::Context;
-use crate::folder::Folder;
+use crate::folder::{ProcessRecord, Records};
 use crate::launch::{launch, let_run};
 use crate::network::{PortReservation, reserve_again};
 use crate::qmp::QmpError;
 use crate::snapshot::Opened;
 
-/// What an incarnation's folder and the host's processes show.
-pub(crate) enum Situation {
-    /// Nothing has run.
+/// What there is of an incarnation of which nothing has run.
+#[derive(Debug)]
+pub(crate) enum Before {
     Prepared,
     /// Processes that have run nothing of the guest, of a driver that died before it could note them.
     Orphans(Vec<Process>),
-    Alive(Arc<Attached>),
-    Exited(Exit),
 }
 
-/// One incarnation. Its truth is in its folder; this holds connections and order.
+/// What an incarnation's folder and the host's processes show.
+pub(crate) type Situation = flames_vmm_local::Situation<Attached>;
+
+/// One incarnation, with what only this driver holds for it.
 #[derive(Debug)]
 pub(crate) struct Vm {
-    pub(crate) name: IncarnationName,
-    pub(crate) folder: Folder,
-    /// Held by whatever changes the incarnation; see [`Vm::turn`].
-    operation: Arc<tokio::sync::Mutex<()>>,
-    attached: tokio::sync::Mutex<Option<Arc<Attached>>>,
-    /// A `start` is on its way, whose monitor is not attached yet.
-    starting: AtomicBool,
+    incarnation: Incarnation<Attached>,
     pub(crate) agent: Newest,
     ports: Mutex<Option<Vec<PortReservation>>>,
 }
 
-/// The right to change an incarnation. Work that goes on after its call was dropped takes it along.
-#[derive(Debug)]
-pub(crate) struct Turn {
-    _operation: tokio::sync::OwnedMutexGuard<()>,
-    /// Against a driver that was dropped, in this process or another, and has work on its way.
-    _folder: Option<OwnedFd>,
+impl Deref for Vm {
+    type Target = Incarnation<Attached>;
+
+    fn deref(&self) -> &Incarnation<Attached> {
+        &self.incarnation
+    }
 }
 
-/// Marks a start as on its way for as long as it lives.
-struct Starting<'a>(&'a AtomicBool);
+impl OnHost for Vm {
+    type Monitor = Attached;
+    type Context = Context;
 
-impl Drop for Starting<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+    fn new(incarnation: Incarnation<Attached>) -> Result<Self> {
+        Ok(Self { incarnation, agent: Newest::default(), ports: Mutex::default() })
+    }
+
+    async fn situation(&self, context: &Arc<Context>) -> Result<Situation> {
+        self.known_or(&context.exits, self.find(context)).await
     }
 }
 
 impl Vm {
-    pub(crate) fn new(name: IncarnationName, folder: Folder) -> Self {
-        Self {
-            name,
-            folder,
-            operation: Arc::default(),
-            attached: tokio::sync::Mutex::default(),
-            starting: AtomicBool::new(false),
-            agent: Newest::default(),
-            ports: Mutex::default(),
-        }
-    }
-
-    /// Waits until nothing else changes the incarnation. `Unavailable` when that takes longer than a start may.
-    pub(crate) async fn turn(&self, context: &Context, operation: &'static str) -> Result<Turn> {
-        let wait = async {
-            let guard = Arc::clone(&self.operation).lock_owned().await;
-            loop {
-                match self.folder.try_lock() {
-                    Ok(Some(folder)) => return Turn { _operation: guard, _folder: Some(folder) },
-                    Ok(None) => context.clock.sleep(Duration::from_millis(2)).await,
-                    // There is no folder (yet), or garbage in its place.
-                    Err(_) => return Turn { _operation: guard, _folder: None },
-                }
-            }
-        };
-        // A save may be on its way, and a start.
-        let deadline = context.config.deadlines.start + context.config.deadlines.snapshot;
-        context.clock.timeout(deadline, wait).await.map_err(|late| {
-            Error::unavailable(operation, "another call on this incarnation does not end")
-                .with_resource("incarnation", self.name.as_str())
-                .with_source(late)
-        })
-    }
-
-    pub(crate) fn not_found(&self, operation: &'static str) -> Error {
-        Error::not_found(operation, "incarnation", self.name.as_str())
-    }
-
-    pub(crate) fn conflict(&self, operation: &'static str, message: &str) -> Error {
-        Error::new(ErrorKind::Conflict, operation, message).with_resource("incarnation", self.name.as_str())
+    /// Waits until nothing else changes the incarnation. `Unavailable` when that takes longer than a start and a save may.
+    pub(crate) async fn turn(
+        &self,
+        context: &Context,
+        operation: &'static str,
+    ) -> Result<(Turn, Option<OwnedFd>)> {
+        let limit = context.config.deadlines.start + context.config.deadlines.snapshot;
+        self.turn_with_lock(&*context.clock, limit, operation).await
     }
 
     /// Keeps the ports for the monitor to come.
@@ -113,38 +79,23 @@ impl Vm {
 
     /// Lets everything go that is held for the incarnation.
     pub(crate) async fn let_go(&self) {
-        if let Some(attached) = self.attached.lock().await.take() {
-            attached.detach();
-        }
+        self.release().await;
         self.ports.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    /// Lets the monitor be; it runs on.
-    pub(crate) fn detach(&self) {
-        if let Ok(mut attached) = self.attached.try_lock()
-            && let Some(attached) = attached.take()
-        {
-            attached.detach();
-        }
-    }
-
-    /// What is true now. `Corrupt` when the records do not tell.
-    pub(crate) async fn situation(self: &Arc<Self>, context: &Arc<Context>) -> Result<Situation> {
-        let mut attached = self.attached.lock().await;
-        if let Some(exit) = self.folder.exit()? {
-            return Ok(Situation::Exited(exit));
-        }
-        if let Some(attached) = attached.as_ref() {
-            return if attached.monitor.is_alive() {
-                Ok(Situation::Alive(Arc::clone(attached)))
-            } else {
-                Ok(Situation::Exited(attached.exit(context).await?))
-            };
-        }
-        let Some(record) = self.folder.process()? else { return Ok(Situation::Prepared) };
+    /// What the records and the host's processes tell. `Corrupt` when the records do not.
+    async fn find(&self, context: &Arc<Context>) -> Result<Situation> {
+        let Some(record) = self.folder.read::<ProcessRecord>()? else {
+            return Ok(Situation::Before(Before::Prepared));
+        };
         let Some(identity) = record.monitor else {
             let orphans = self.scan().await?;
-            return Ok(if orphans.is_empty() { Situation::Prepared } else { Situation::Orphans(orphans) });
+            let is_prepared = orphans.is_empty();
+            return Ok(Situation::Before(if is_prepared {
+                Before::Prepared
+            } else {
+                Before::Orphans(orphans)
+            }));
         };
         let io = |error| failed("the monitor's process cannot be looked at", error);
         let same_boot = record.boot_id == context.boot_id;
@@ -159,22 +110,19 @@ impl Vm {
         };
         let Some(monitor) = monitor else {
             if let Some(helper) = &helper {
-                end(helper, &context.clock, context.config.deadlines.kill).await;
+                end(helper, &*context.clock, context.config.deadlines.kill).await;
             }
             return Ok(Situation::Exited(self.settle_unseen_exit(context).await?));
         };
         let errors = flames_host::process::open_bounded_pipe(&self.folder.join("monitor.errors")).ok();
-        let found =
-            Attached::new(self.folder.clone(), record, monitor, helper, errors, Arc::clone(&context.clock));
+        let found = Attached::new(context, self.folder.clone(), record, monitor, helper, errors);
         let found = Arc::new(found);
         if !found.monitor.is_alive() {
-            return Ok(Situation::Exited(found.exit(context).await?));
+            return Ok(Situation::Exited(found.exit().await?));
         }
         // So that the monitor can announce its end from now on. One that does not answer is found out when it is asked.
         let _ = found.qmp(context.config.deadlines.command).await;
         found.record_console(context, true).await;
-        self.supervise(context, &found);
-        *attached = Some(Arc::clone(&found));
         Ok(Situation::Alive(found))
     }
 
@@ -183,24 +131,7 @@ impl Vm {
         let stopped = self.folder.is_stop_requested();
         let cause = if stopped { ExitCause::Stopped } else { ExitCause::Unknown };
         let exit = Exit { cause, code: None, signal: None, at: context.clock.now(), message: None };
-        let (folder, record) = (self.folder.clone(), exit.clone());
-        blocking(move || folder.write_exit(&record)).await?;
-        Ok(exit)
-    }
-
-    /// Waits for the monitor's end, notes it and tells of it.
-    fn supervise(self: &Arc<Self>, context: &Arc<Context>, attached: &Arc<Attached>) {
-        let (vm, context, followed) = (Arc::clone(self), Arc::clone(context), Arc::clone(attached));
-        let task = tokio::spawn(async move {
-            if followed.monitor.ended().await.is_ok() {
-                // What cannot be noted now is found out by the next call that looks.
-                let _ = followed.exit(&context).await;
-                let _ = context.exits.send(vm.name.clone());
-                // The record tells of it from now on; the descriptors are let go.
-                vm.attached.lock().await.take();
-            }
-        });
-        attached.supervised_by(task.abort_handle());
+        self.folder.note_exit(exit).await
     }
 
     /// Every process that has the incarnation on its command line.
@@ -225,7 +156,7 @@ impl Vm {
         operation: &'static str,
     ) -> Result<()> {
         for process in processes {
-            if !end(process, &context.clock, context.config.deadlines.kill).await {
+            if !end(process, &*context.clock, context.config.deadlines.kill).await {
                 return Err(Error::unavailable(operation, "a process does not end")
                     .with_resource("incarnation", self.name.as_str())
                     .with_context("pid", process.identity().pid));
@@ -235,77 +166,30 @@ impl Vm {
     }
 
     /// `NotFound` when there is nothing.
-    pub(crate) async fn observe(self: &Arc<Self>, context: &Arc<Context>) -> Result<Observation> {
+    pub(crate) async fn observe(&self, context: &Arc<Context>) -> Result<Observation> {
+        const OPERATION: &str = "vmm.observe";
         if !self.folder.exists() {
-            return Err(self.not_found("vmm.observe"));
+            return Err(self.not_found(OPERATION));
         }
-        let seen = |phase| Observation { phase, exit: None, pid: None, prepared: Default::default() };
         let prepared = match self.folder.spec() {
             Ok(spec) => spec.prepared,
             // It may have been destroyed since.
-            Err(_) if !self.folder.exists() => return Err(self.not_found("vmm.observe")),
-            Err(_) => return Ok(seen(Phase::Unknown)),
+            Err(_) if !self.folder.exists() => return Err(self.not_found(OPERATION)),
+            Err(_) => return Ok(seen(Phase::Unknown, Prepared::default())),
         };
-        let seen = |phase| Observation { prepared: prepared.clone(), ..seen(phase) };
-        if self.starting.load(Ordering::Acquire) {
-            return Ok(seen(Phase::Starting));
+        if self.is_starting() {
+            return Ok(seen(Phase::Starting, prepared));
         }
         let situation = match self.situation(context).await {
             Ok(situation) => situation,
-            Err(_) if !self.folder.exists() => return Err(self.not_found("vmm.observe")),
-            Err(_) => return Ok(seen(Phase::Unknown)),
+            Err(_) if !self.folder.exists() => return Err(self.not_found(OPERATION)),
+            Err(_) => return Ok(seen(Phase::Unknown, prepared)),
         };
-        match situation {
-            Situation::Prepared => Ok(seen(Phase::Prepared)),
-            Situation::Orphans(_) => Ok(seen(Phase::Starting)),
-            Situation::Exited(exit) => Ok(Observation { exit: Some(exit), ..seen(Phase::Exited) }),
-            Situation::Alive(attached) => {
-                let phase = match self.phase(context, &attached).await {
-                    Ok(phase) => phase,
-                    // It may have ended while it was asked, or be about to.
-                    Err(error) if self.is_ending(context, &attached, &error).await => {
-                        let exit = attached.exit(context).await?;
-                        return Ok(Observation { exit: Some(exit), ..seen(Phase::Exited) });
-                    }
-                    Err(_) => Phase::Unknown,
-                };
-                Ok(Observation { pid: Some(attached.monitor.identity().pid), ..seen(phase) })
-            }
-        }
-    }
-
-    async fn is_ending(&self, context: &Context, attached: &Attached, error: &QmpError) -> bool {
-        let has_hung_up = matches!(error, QmpError::Closed(_));
-        !attached.monitor.is_alive()
-            || (has_hung_up && attached.ends_within(context.config.deadlines.command).await)
-    }
-
-    pub(crate) async fn phase(&self, context: &Context, attached: &Attached) -> Result<Phase, QmpError> {
-        Ok(match attached.run_state(context.config.deadlines.command).await? {
-            RunState::Running => Phase::Running,
-            RunState::Paused | RunState::PausedAfterSave => Phase::Paused,
-            RunState::Fresh if attached.record.leave_paused => Phase::Paused,
-            RunState::Fresh | RunState::Loading => Phase::Starting,
-            RunState::Other => Phase::Unknown,
-        })
-    }
-
-    /// The monitor, when there is one; `NotFound` when there is no such incarnation, `Conflict` when it does not run.
-    pub(crate) async fn alive(
-        self: &Arc<Self>,
-        context: &Arc<Context>,
-        operation: &'static str,
-    ) -> Result<Arc<Attached>> {
-        if !self.folder.exists() {
-            return Err(self.not_found(operation));
-        }
-        match self.situation(context).await? {
-            Situation::Alive(attached) => Ok(attached),
-            Situation::Prepared | Situation::Orphans(_) => {
-                Err(self.conflict(operation, "it was not started"))
-            }
-            Situation::Exited(_) => Err(self.conflict(operation, "it has exited")),
-        }
+        let before = |before| match before {
+            Before::Prepared => Phase::Prepared,
+            Before::Orphans(_) => Phase::Starting,
+        };
+        self.observed(situation, prepared, before).await
     }
 
     /// The error of a command that a monitor did not carry out.
@@ -354,8 +238,8 @@ impl Vm {
                     _ => Ok(()),
                 };
             }
-            Situation::Orphans(orphans) => self.end_all(context, &orphans, OPERATION).await?,
-            Situation::Prepared => {}
+            Situation::Before(Before::Orphans(orphans)) => self.end_all(context, &orphans, OPERATION).await?,
+            Situation::Before(Before::Prepared) => {}
         }
         let incoming = match snapshot {
             None => None,
@@ -364,8 +248,7 @@ impl Vm {
                 Some(blocking(move || Opened::for_machine(&path, &spec)).await?.file)
             }
         };
-        self.starting.store(true, Ordering::Release);
-        let _starting = Starting(&self.starting);
+        let _starting = self.starting();
         // After a restart of the driver the ports are held again only for the moment; one taken meanwhile makes QEMU fail.
         let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner).take();
         let ports = ports.unwrap_or_else(|| reserve_again(&spec.prepared.forwards));
@@ -376,7 +259,7 @@ impl Vm {
                 match let_run(context, &attached, snapshot.is_some()).await {
                     Ok(()) => Ok((attached, turn)),
                     Err(error) if error.kind() == ErrorKind::Conflict => {
-                        attached.exit(context).await?;
+                        attached.exit().await?;
                         Err(error.with_kind(ErrorKind::Internal))
                     }
                     Err(error) => Err(error),
@@ -386,8 +269,7 @@ impl Vm {
         };
         match started {
             Ok((attached, _turn)) => {
-                self.supervise(context, &attached);
-                *self.attached.lock().await = Some(attached);
+                self.attach(&attached, &context.exits).await;
                 Ok(())
             }
             Err(error) => {
@@ -409,7 +291,7 @@ impl Vm {
         let _turn = self.turn(context, OPERATION).await?;
         let attached = self.alive(context, OPERATION).await?;
         let failed = |error| self.command_failed(OPERATION, &attached, error);
-        match self.phase(context, &attached).await.map_err(failed)? {
+        match attached.phase().await.map_err(failed)? {
             Phase::Paused => Ok(()),
             Phase::Running => attached
                 .command("stop", json!({}), context.config.deadlines.command)
@@ -425,7 +307,7 @@ impl Vm {
         let _turn = self.turn(context, OPERATION).await?;
         let attached = self.alive(context, OPERATION).await?;
         let failed = |error| self.command_failed(OPERATION, &attached, error);
-        match self.phase(context, &attached).await.map_err(failed)? {
+        match attached.phase().await.map_err(failed)? {
             Phase::Running => Ok(()),
             Phase::Paused => {
                 let going = attached.command("cont", json!({}), context.config.deadlines.command).await;

@@ -1,20 +1,14 @@
 //! vsock by `vhost-device-vsock`: a helper process per VM, with Firecracker's convention for its host side
-//! (<https://github.com/rust-vmm/vhost-device/tree/main/vhost-device-vsock>): `CONNECT port\n` → `OK port\n` on `vsock`; the guest's
-//! connections to its host's port N arrive at `vsock_N`.
+//! (<https://github.com/rust-vmm/vhost-device/tree/main/vhost-device-vsock>).
 
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::path::Path;
 
-use flames_vmm::GuestStream;
-use futures::Stream;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use flames_vmm_local::Folder;
+use flames_vmm_local::vsock::{Accepted, ask, name_of};
 use tokio::net::{UnixListener, UnixStream};
-
-use crate::folder::Folder;
 
 /// Where QEMU meets the helper.
 pub(crate) const MONITOR_SOCKET: &str = "vhost.sock";
@@ -41,52 +35,15 @@ pub(crate) fn fits(folder: &Folder) -> bool {
 
 /// Connects to a port in the guest. An error when nothing listens there. No deadline of its own.
 pub(crate) async fn connect(folder: &Folder, port: u32) -> io::Result<UnixStream> {
-    let mut stream = folder.connect(HOST_SOCKET).await?;
-    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
-    // Byte by byte, since what follows the line is the guest's.
-    let mut line = Vec::with_capacity(16);
-    loop {
-        let byte = stream.read_u8().await?;
-        if byte == b'\n' {
-            break;
-        }
-        line.push(byte);
-        if line.len() > 32 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer without end"));
-        }
-    }
-    if line.starts_with(b"OK ") { Ok(stream) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
+    ask(folder.connect(HOST_SOCKET).await?, port).await
 }
 
 /// What the guest connects to at `port` of its host. Its socket is removed with the stream.
 pub(crate) fn accept(folder: &Folder, port: u32) -> io::Result<Accepted> {
-    let name = format!("{HOST_SOCKET}_{port}");
+    let name = name_of(HOST_SOCKET, port);
     let listener = std::os::unix::net::UnixListener::from(folder.listen(&name)?);
     listener.set_nonblocking(true)?;
-    Ok(Accepted { listener: UnixListener::from_std(listener)?, path: folder.join(&name) })
-}
-
-/// Connections from a guest.
-#[derive(Debug)]
-pub(crate) struct Accepted {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl Stream for Accepted {
-    type Item = GuestStream;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<GuestStream>> {
-        self.listener
-            .poll_accept(context)
-            .map(|accepted| accepted.ok().map(|(stream, _)| Box::new(stream) as GuestStream))
-    }
-}
-
-impl Drop for Accepted {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
+    Ok(Accepted::removing(UnixListener::from_std(listener)?, folder.join(&name)))
 }
 
 /// `prefix` followed by a path, as one word.

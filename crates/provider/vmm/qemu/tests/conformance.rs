@@ -6,12 +6,13 @@
 mod support;
 
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use flames_test_guests::Reopened;
+use flames_test_guests::words::reboot;
 use flames_vmm::{AgentChannel, IncarnationName, MachineSpec, VmDriver};
 use flames_vmm_conformance::{Capabilities, Fixture, Harness, Unavailable, async_trait};
 use support::Host;
-use tokio::io::AsyncWriteExt;
 
 struct Qemu;
 
@@ -26,30 +27,29 @@ impl Harness<dyn Fixture> for Qemu {
     }
 
     async fn fresh(&self) -> Box<dyn Fixture> {
-        let host = Host::new();
-        let driver = Mutex::new(Some(host.driver()));
-        Box::new(UnderTest { host, driver })
+        let host = Arc::new(Host::new());
+        let driven = Arc::clone(&host);
+        Box::new(UnderTest { driver: Reopened::new(move || driven.driver()), host })
     }
 }
 
 struct UnderTest {
-    host: Host,
-    driver: Mutex<Option<Arc<dyn VmDriver>>>,
+    driver: Reopened,
+    host: Arc<Host>,
 }
 
 #[async_trait]
 impl Fixture for UnderTest {
     fn driver(&self) -> Arc<dyn VmDriver> {
-        self.driver.lock().unwrap().clone().expect("the driver is open")
+        self.driver.driver()
     }
 
     async fn close(&self) {
-        self.driver.lock().unwrap().take();
+        self.driver.close();
     }
 
     async fn reopen(&self) {
-        self.close().await;
-        *self.driver.lock().unwrap() = Some(self.host.driver());
+        self.driver.reopen();
     }
 
     async fn spec(&self) -> MachineSpec {
@@ -61,10 +61,7 @@ impl Fixture for UnderTest {
     }
 
     async fn power_off_guest(&self, incarnation: &IncarnationName) {
-        let mut stream = support::talk(&*self.driver(), incarnation).await;
-        stream.write_all(b"reboot\n").await.unwrap();
-        // The connection must outlive the words.
-        tokio::spawn(async move { tokio::io::copy(&mut stream, &mut tokio::io::sink()).await });
+        reboot(&*self.driver(), incarnation).await;
     }
 
     async fn was_restored(&self, incarnation: &IncarnationName) -> Option<bool> {

@@ -92,8 +92,12 @@ impl GuestShared {
         let guest = Arc::clone(self);
         let work = async move {
             // The program's first words are part of its run: nothing of it happens while it is paused.
-            let program =
-                async { program.boot(&guest.name, &config, SimulatedGuest(Arc::clone(&guest))).await };
+            let program = async {
+                let program = program.boot(&guest.name, &config, SimulatedGuest(Arc::clone(&guest)));
+                // It took from it what it needs, and may run for long.
+                drop(config);
+                program.await;
+            };
             let outcome = AssertUnwindSafe(program).catch_unwind().await;
             guest.end(match outcome {
                 Ok(()) => Ending::guest(),

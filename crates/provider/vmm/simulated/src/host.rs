@@ -117,6 +117,7 @@ pub struct SimulatedHost {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
     script: Script,
+    pub(crate) timings: Mutex<SimulatedTimings>,
     pub(crate) state: Mutex<State>,
     pub(crate) hints: broadcast::Sender<IncarnationName>,
 }
@@ -124,9 +125,9 @@ pub struct SimulatedHost {
 impl SimulatedHost {
     /// An empty host.
     pub fn new(config: SimulatedConfig, clock: Arc<dyn Clock>, random: Arc<dyn Random>) -> Arc<Self> {
-        let state = Mutex::new(State::new(config.timings));
+        let (timings, state) = (Mutex::new(config.timings), Mutex::new(State::new()));
         let (hints, _) = broadcast::channel(HINTS_KEPT);
-        Arc::new(Self { config, clock, random, script: Script::default(), state, hints })
+        Arc::new(Self { config, clock, random, script: Script::default(), timings, state, hints })
     }
 
     /// What it is like.
@@ -141,7 +142,7 @@ impl SimulatedHost {
 
     /// Changes how long things take from now on.
     pub fn set_timings(&self, timings: SimulatedTimings) {
-        lock(&self.state).timings = timings;
+        *lock(&self.timings) = timings;
     }
 
     /// Kills a monitor from outside. False when none runs.

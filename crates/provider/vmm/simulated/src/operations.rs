@@ -18,12 +18,12 @@ use crate::host::SimulatedHost;
 use crate::lock;
 use crate::power::{Power, PowerState};
 use crate::script::{Death, PlannedDeath};
-use crate::state::{Ending, Place, SavedGuest, Stage, not_in_phase};
+use crate::state::{Ending, Machine, Place, SavedGuest, Stage, not_in_phase};
 use crate::timings::{SimulatedTimings, Span};
 
 impl SimulatedHost {
     fn draw(&self, which: impl FnOnce(&SimulatedTimings) -> Span) -> Duration {
-        let span = which(&lock(&self.state).timings);
+        let span = which(&lock(&self.timings));
         span.draw(self.random.as_ref())
     }
 
@@ -87,26 +87,29 @@ impl SimulatedHost {
         }
         self.check_files(spec)?;
         let duration = self.draw(|timings| timings.prepare);
+        // All of a host share one lock: what takes long is done before.
+        let new = || Box::new(Machine::new(spec, self.config().console_limit));
+        let at_once = duration.is_zero().then(new);
         {
             let mut state = lock(&self.state);
             match state.places.get(name) {
                 Some(Place::Made(machine)) if *machine.spec == *spec => return Ok(machine.prepared.clone()),
                 Some(Place::Made(_)) => return Err(another_spec(name)),
-                Some(Place::HalfMade) | None if duration.is_zero() => {
-                    return state.make(name, spec, self.config().capacity, self.config().console_limit);
-                }
                 Some(Place::HalfMade) => {}
+                None if at_once.is_some() => {}
                 None => drop(state.places.insert(name.clone(), Place::HalfMade)),
+            }
+            if let Some(machine) = at_once {
+                return state.make(name, machine, self.config().capacity);
             }
         }
         self.clock.sleep(duration).await;
+        let machine = new();
         let mut state = lock(&self.state);
         match state.places.get(name) {
             Some(Place::Made(machine)) if *machine.spec == *spec => Ok(machine.prepared.clone()),
             Some(Place::Made(_)) => Err(another_spec(name)),
-            Some(Place::HalfMade) => {
-                state.make(name, spec, self.config().capacity, self.config().console_limit)
-            }
+            Some(Place::HalfMade) => state.make(name, machine, self.config().capacity),
             None => Err(Error::new(ErrorKind::Conflict, OPERATION, "it was destroyed meanwhile")
                 .with_resource("incarnation", name.as_str())),
         }

@@ -16,7 +16,6 @@ use crate::console::ConsoleLog;
 use crate::guest::GuestShared;
 use crate::host::HostCapacity;
 use crate::power::PowerState;
-use crate::timings::SimulatedTimings;
 
 /// What the driver picks ports from when asked for any: behind the well-known ones, so that a wish for a fixed port is rarely met
 /// by one that was picked.
@@ -123,6 +122,24 @@ pub(crate) enum Stage {
 }
 
 impl Machine {
+    /// A machine that nothing was prepared for yet.
+    pub(crate) fn new(spec: &MachineSpec, console_limit: usize) -> Self {
+        Self {
+            spec: Arc::new(spec.clone()),
+            prepared: Prepared::default(),
+            stage: Stage::Prepared,
+            pid: 0,
+            stop_requested: false,
+            console: Arc::new(Mutex::new(ConsoleLog::new(console_limit))),
+            balloon_mib: 0,
+            drives: spec.drives.clone(),
+            network_policy: match &spec.network {
+                NetworkSpec::Tap { policy, .. } => Some(policy.clone()),
+                NetworkSpec::None | NetworkSpec::User { .. } => None,
+            },
+        }
+    }
+
     pub(crate) fn phase(&self) -> Phase {
         match &self.stage {
             Stage::Prepared => Phase::Prepared,
@@ -200,7 +217,6 @@ impl SavedGuest {
 
 #[derive(Debug)]
 pub(crate) struct State {
-    pub(crate) timings: SimulatedTimings,
     pub(crate) places: BTreeMap<IncarnationName, Place>,
     pub(crate) snapshots: BTreeMap<PathBuf, SavedGuest>,
     /// The snapshot that was taken last of each, whether its files are there or not.
@@ -223,9 +239,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(timings: SimulatedTimings) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            timings,
             places: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             latest: BTreeMap::new(),
@@ -281,11 +296,11 @@ impl State {
     pub(crate) fn make(
         &mut self,
         name: &IncarnationName,
-        spec: &MachineSpec,
+        mut machine: Box<Machine>,
         capacity: Option<HostCapacity>,
-        console_limit: usize,
     ) -> Result<Prepared> {
         const OPERATION: &str = "vmm.prepare";
+        let spec = &machine.spec;
         self.places.remove(name);
         let mut reserved = self.reserved;
         reserved.add(spec);
@@ -296,21 +311,8 @@ impl State {
         self.reserved = reserved;
         self.note_address(name, spec);
         self.lives.entry(name.clone()).or_default().prepares += 1;
-        let machine = Machine {
-            spec: Arc::new(spec.clone()),
-            prepared: prepared.clone(),
-            stage: Stage::Prepared,
-            pid: 0,
-            stop_requested: false,
-            console: Arc::new(Mutex::new(ConsoleLog::new(console_limit))),
-            balloon_mib: 0,
-            drives: spec.drives.clone(),
-            network_policy: match &spec.network {
-                NetworkSpec::Tap { policy, .. } => Some(policy.clone()),
-                NetworkSpec::None | NetworkSpec::User { .. } => None,
-            },
-        };
-        self.places.insert(name.clone(), Place::Made(Box::new(machine)));
+        machine.prepared = prepared.clone();
+        self.places.insert(name.clone(), Place::Made(machine));
         Ok(prepared)
     }
 

@@ -2,15 +2,17 @@
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use flames_clock::ClockExt;
 use flames_error::{Error, ErrorKind, Result};
 use flames_service::codes;
 use futures::stream::{BoxStream, StreamExt};
 use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
+use super::words::refused;
 use crate::api::Api;
 use crate::failure::{Failure, invalid, too_large, unreadable};
 
@@ -50,16 +52,12 @@ async fn read_whole(request: Request, limit: usize) -> std::result::Result<Bytes
     if declared_length(request.headers()).is_some_and(|length| length > limit_bytes) {
         return Err(too_large(limit_bytes).into());
     }
-    let mut chunks = request.into_body().into_data_stream();
-    let mut whole = BytesMut::new();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| unreadable("The body broke off."))?;
-        if whole.len() + chunk.len() > limit {
-            return Err(too_large(limit_bytes).into());
-        }
-        whole.extend_from_slice(&chunk);
+    // What comes in one piece, as most does, is not copied.
+    match Limited::new(request.into_body(), limit).collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large(limit_bytes).into()),
+        Err(_) => Err(unreadable("The body broke off.")),
     }
-    Ok(whole.freeze())
 }
 
 impl<T: DeserializeOwned> FromRequest<Api> for Json<T> {
@@ -73,6 +71,10 @@ impl<T: DeserializeOwned> FromRequest<Api> for Json<T> {
             return Err(unsupported("application/json").into());
         }
         let bytes = read_whole(request, api.config.max_json_bytes).await?;
+        // An array would be read too, as an object's fields in their order here.
+        if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+            return Err(invalid("body", "The body must be a JSON object."));
+        }
         let value = match serde_json::from_slice(&bytes) {
             Ok(value) => value,
             Err(_) => read_naming_fields(&bytes)?,
@@ -88,21 +90,12 @@ fn read_naming_fields<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<
         let path = error.path().to_string();
         let cause = error.into_inner();
         if cause.is_data() {
-            let field = if path == "." { "body".to_owned() } else { path };
-            return invalid(&field, sentence(&cause.to_string()));
+            return refused(&path, "body", &cause.to_string());
         }
         unreadable(format!("The body is no JSON: {cause}."))
     })?;
     deserializer.end().map_err(|_| unreadable("The body has more behind its JSON."))?;
     Ok(value)
-}
-
-/// A deserializer's message as a sentence.
-pub(super) fn sentence(message: &str) -> String {
-    let mut characters = message.chars();
-    let first = characters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
-    let text: String = first.chars().chain(characters).take(400).collect();
-    if text.ends_with('.') { text } else { format!("{text}.") }
 }
 
 impl FromRequest<Api> for NoBody {
@@ -169,4 +162,32 @@ pub(crate) fn transfer(
         }
     });
     Ok(stream.boxed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of a body that comes in these pieces, of which at most 4 bytes are taken.
+    async fn read(pieces: &[Option<&'static str>]) -> std::result::Result<Bytes, String> {
+        let pieces: Vec<_> =
+            pieces.iter().map(|piece| piece.ok_or_else(|| std::io::Error::other("cut"))).collect();
+        let body = Body::from_stream(futures::stream::iter(pieces));
+        let refusal = |Failure(error)| error.user_message().unwrap_or_default().to_owned();
+        read_whole(Request::new(body), 4).await.map_err(refusal)
+    }
+
+    #[tokio::test]
+    async fn a_body_is_whole_in_however_many_pieces_it_comes_and_no_longer_than_allowed() {
+        assert_eq!(read(&[]).await.unwrap(), "");
+        for pieces in
+            [&[Some("abcd")] as &[_], &[Some("ab"), Some("cd")], &[Some("a"), Some("bc"), Some("d")]]
+        {
+            assert_eq!(read(pieces).await.unwrap(), "abcd");
+        }
+        for pieces in [&[Some("abcde")] as &[_], &[Some("abc"), Some("de")]] {
+            assert!(read(pieces).await.unwrap_err().contains("at most 4 bytes"));
+        }
+        assert_eq!(read(&[Some("ab"), None]).await.unwrap_err(), "The body broke off.");
+    }
 }

@@ -3,6 +3,7 @@
 mod body;
 mod change;
 mod query;
+mod words;
 
 pub(crate) use body::{Json, NoBody, transfer};
 pub(crate) use change::Change;

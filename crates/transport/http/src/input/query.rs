@@ -7,7 +7,7 @@ use http::header::ACCEPT;
 use http::request::Parts;
 use serde::de::DeserializeOwned;
 
-use super::body::sentence;
+use super::words::{refused, sentence};
 use crate::failure::{Answer, Failure, invalid, unreadable};
 
 /// What stands behind the `?`.
@@ -23,8 +23,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for QueryOf<T> {
         serde_path_to_error::deserialize(serde_urlencoded::Deserializer::new(pairs)).map(Self).map_err(
             |error| {
                 let path = error.path().to_string();
-                let field = if path == "." { "query".to_owned() } else { path };
-                invalid(&field, sentence(&error.into_inner().to_string()))
+                refused(&path, "query", &error.into_inner().to_string())
             },
         )
     }

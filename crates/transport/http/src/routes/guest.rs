@@ -38,7 +38,7 @@ impl Guest {
         stream: LinkStream,
         code: &'static str,
     ) -> Result<Self> {
-        let channel = open_channel(api, caller, vm, stream).await?;
+        let channel = api.service.open_stream(caller, vm, stream).await?;
         Ok(Self { api: api.clone(), channel, code })
     }
 
@@ -148,22 +148,4 @@ impl Guest {
         });
         frames.take_until(stop.cancelled_owned()).boxed()
     }
-}
-
-/// Opens a stream; the errors of links that have no code of their own get one.
-pub(crate) async fn open_channel(
-    api: &Api,
-    caller: &Caller,
-    vm: &VmRef,
-    stream: LinkStream,
-) -> Result<LinkChannel> {
-    let opened = api.service.open_stream(caller, vm, stream).await;
-    opened.map_err(|error| match (error.kind(), error.code()) {
-        // The controller does not have the incarnation any more: the record will say so in a moment.
-        (ErrorKind::NotFound, None) => error
-            .with_kind(ErrorKind::Unavailable)
-            .with_code(codes::HOST_UNREACHABLE)
-            .with_user_message("The VM is just changing. Try again."),
-        _ => error,
-    })
 }

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use flames_clock::{Clock, ClockExt};
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{Image as StoredImage, ImageName};
-use flames_service::codes;
+use flames_service::{NewImage, codes};
 use flames_wire::codes::IMAGE_DIGEST_MISMATCH;
-use flames_wire::{Image, ImageImport, ImageList, ImportUpdate, PageQuery, Problem};
+use flames_wire::{DeviceNodes, Image, ImageImport, ImageList, ImportUpdate, PageQuery, Problem};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -104,7 +104,7 @@ impl Lingering {
 /// The body is the archive (or the kernel's file), streamed. What has the name already is replaced; VMs that use it keep it. With
 /// `Accept: application/x-ndjson` the answer begins at once: lines of progress, the last of which has the image or the problem.
 ///
-/// Under an `Idempotency-Key` the name, the kind and the declared digest must be the same again; the body is not compared.
+/// Under an `Idempotency-Key` the query must be the same again; the body is not compared.
 #[utoipa::path(post, path = "/v1/images", tag = "images", params(ImageImport),
     request_body(content = String, content_type = "application/octet-stream", description = "The archive: tar (also compressed by gzip or zstd), OCI layout or archive; for a kernel its file."),
     responses(
@@ -127,15 +127,20 @@ pub(crate) async fn import_image(
     let archive = transfer(&api, &headers, body, Some(api.config.max_image_bytes))?;
     let body = Lingering::new(archive);
     let archive = verified(body.stream(), import.digest);
-    // The query has name, kind and digest: what must be the same under one key.
+    // The query has all that must be the same under one key.
     let mutation = change.with(&[]);
     let (progress, updates) = mpsc::channel(PROGRESS_DEPTH);
     let (service, stop) = (api.service.clone(), api.stop.clone());
+    let device_nodes = match import.device_nodes {
+        DeviceNodes::Refuse => flames_service::DeviceNodes::Refuse,
+        DeviceNodes::Skip => flames_service::DeviceNodes::Skip,
+        DeviceNodes::Keep => flames_service::DeviceNodes::Keep,
+    };
+    let new = NewImage { kind: import.kind.into(), device_nodes };
     let importing: BoxFuture<'static, Result<StoredImage>> = Box::pin(async move {
         let _place = place;
         let importing = async {
-            let image =
-                service.import_image(&caller, &name, import.kind.into(), archive, progress, &mutation).await;
+            let image = service.import_image(&caller, &name, new, archive, progress, &mutation).await;
             if image.is_err() {
                 body.drain(service.clock().as_ref()).await;
             }

@@ -16,7 +16,6 @@ use futures::{SinkExt, StreamExt};
 use http::request::Parts;
 use serde::Deserialize;
 
-use super::guest::open_channel;
 use super::processes::is_process_id;
 use crate::access::By;
 use crate::api::Api;
@@ -111,7 +110,7 @@ async fn begin_exec(
     })?;
     let request: ExecRequest = serde_json::from_str(text.as_str())
         .map_err(|error| wrong(format!("The ExecRequest cannot be read: {error}.")))?;
-    open_channel(api, caller, vm, LinkStream::Exec(process(request)?)).await
+    api.service.open_stream(caller, vm, LinkStream::Exec(process(request)?)).await
 }
 
 fn process(request: ExecRequest) -> Result<ProcessSpec> {
@@ -195,7 +194,7 @@ async fn open_and_relay(
     api.service.get_vm(caller, vm).await?;
     let upgrade = upgrade.ready()?;
     let place = api.stream_permit()?;
-    let channel = open_channel(api, caller, vm, stream).await?;
+    let channel = api.service.open_stream(caller, vm, stream).await?;
     let state = api.clone();
     Ok(upgrade.on_upgrade(move |socket| {
         let tasks = state.tasks.clone();

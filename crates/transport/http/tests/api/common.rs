@@ -13,12 +13,13 @@ use flames_blob_memory::MemoryBlobStore;
 use flames_clock::{Clock, SystemClock, SystemRandom, UuidSource};
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{
-    Actor, ControllerId, DriverInfo, Exit, ImageDefaults, ImageKind, ImageManifest, IncarnationId,
-    IncarnationState, Labels, ProjectName, Report, Resources, VmName,
+    Actor, ControllerId, DriverInfo, Exit, ImageDefaults, ImageManifest, IncarnationId, IncarnationState,
+    Labels, ProjectName, Report, Resources, VmName,
 };
 use flames_records::Records;
 use flames_service::{
-    Caller, HostLinks, ImageImporter, ImportProgress, Imported, NoLinks, Service, ServiceConfig, ServiceParts,
+    Caller, HostLinks, ImageImporter, ImportProgress, Imported, NewImage, NoLinks, Service, ServiceConfig,
+    ServiceParts,
 };
 use flames_state_memory::MemoryStore;
 use flames_transport_http::{Access, HttpApi, HttpConfig, HttpMetrics};
@@ -36,7 +37,7 @@ pub(crate) struct PlainImporter(pub(crate) Arc<MemoryBlobStore>);
 impl ImageImporter for PlainImporter {
     async fn import(
         &self,
-        kind: ImageKind,
+        new: NewImage,
         mut archive: ByteStream,
         progress: ImportProgress,
     ) -> Result<Imported> {
@@ -63,7 +64,7 @@ impl ImageImporter for PlainImporter {
         self.0.put(&BlobKey::new(key.clone())?, stream, PutOptions::default()).await?;
         let digest = "sha256:0".to_owned();
         let defaults = ImageDefaults::default();
-        Ok(Imported { manifest: ImageManifest { kind, blob: key, digest, size_bytes, defaults } })
+        Ok(Imported { manifest: ImageManifest { kind: new.kind, blob: key, digest, size_bytes, defaults } })
     }
 }
 

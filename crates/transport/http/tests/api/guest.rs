@@ -16,7 +16,7 @@ use flames_client::{Client, ClientConfig};
 use flames_clock::SystemClock;
 use flames_error::{Error, ErrorKind, Result};
 use flames_model::{ControllerId, IncarnationId};
-use flames_service::LinkChannel;
+use flames_service::{LinkChannel, LinkStream, LinkTarget, codes};
 use flames_transport_http::{Access, ServeConfig, serve_tcp};
 use flames_transport_link::{InProcessLinks, LinkHandler, Registration};
 use futures::StreamExt;
@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::common::{Harness, place_and_run};
+use crate::common::{Harness, place_and_run, project};
 
 /// A guest: says back what it hears.
 #[derive(Debug)]
@@ -231,6 +231,33 @@ async fn a_host_that_was_started_anew_is_asked_again_until_it_has_taken_its_vm_u
     let mut stream = running.client.exec("web", &command("/bin/cat")).await.unwrap();
     let started = stream.receiver.next().await.unwrap();
     assert_eq!(started, Some(StreamFrame::Started { process: "p1".to_owned() }));
+}
+
+/// As an ingress does for a port, which holds a target and no caller.
+async fn dial(running: &Running) -> Result<LinkChannel> {
+    let id =
+        running.harness.call("GET", "/v1/vms/web", None).await.json["id"].as_str().unwrap().parse().unwrap();
+    let entry = running.harness.service.records().vm(&project(), id).await.unwrap().unwrap();
+    let incarnation = entry.incarnation.unwrap();
+    let target = LinkTarget { incarnation: incarnation.id, vm: id, controller: incarnation.controller };
+    running.harness.service.open_link(target, LinkStream::Tcp(80)).await
+}
+
+#[tokio::test]
+async fn a_dial_of_a_port_waits_too_for_a_host_that_was_started_anew() {
+    let running = running_on(Arc::new(TakingUp(AtomicUsize::new(3)))).await;
+    dial(&running).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_host_that_never_takes_a_vm_up_is_told_alike_by_all_that_open_streams() {
+    let running = running_on(Arc::new(TakingUp(AtomicUsize::new(usize::MAX)))).await;
+    let read = running.harness.call("GET", "/v1/vms/web/files?path=/etc/hostname", None);
+    let (read, dialled) = tokio::join!(read, dial(&running));
+    read.refused(503, codes::HOST_UNREACHABLE);
+    assert_eq!(read.json["detail"], "The VM is just changing. Try again.");
+    let error = dialled.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Unavailable, Some(codes::HOST_UNREACHABLE)));
 }
 
 #[tokio::test]

@@ -8,4 +8,5 @@ mod guest;
 mod images;
 mod requests;
 mod serving;
+mod snapshots;
 mod vms;

@@ -80,11 +80,30 @@ async fn a_change_is_made_only_at_the_generation_that_if_match_names() {
 }
 
 #[tokio::test]
+async fn what_is_never_allowed_is_refused_for_that_even_when_the_generation_is_stale_too() {
+    let harness = Harness::new();
+    harness.create("web").await;
+    for (path, body, field) in [
+        (
+            "network",
+            r#"{"upload":{"bytes_per_second":372944340131}}"#,
+            "spec.network.upload.bytes_per_second",
+        ),
+        ("network", r#"{"egress":{"mode":"allow_list"}}"#, "spec.network.egress"),
+        ("labels", r#"{"labels":{"a":"\u0007"}}"#, "labels"),
+    ] {
+        let path = format!("/v1/vms/web/{path}");
+        let reply = harness.call_with("PUT", &path, Some(body), &[("if-match", "\"9\"")]).await;
+        reply.refused(400, "INVALID_FIELD").field(field);
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_is_no_json_of_another_type_or_too_long_is_refused_each_with_its_code() {
     let harness =
         Harness::with(std::sync::Arc::new(flames_service::NoLinks), |config| config.max_json_bytes = 256);
     harness.call("POST", "/v1/vms", Some("{")).await.refused(400, "INVALID_REQUEST");
-    harness.call("POST", "/v1/vms", Some("{} {}")).await.refused(400, "INVALID_FIELD").field("body");
+    harness.call("POST", "/v1/vms", Some("{} {}")).await.refused(400, "INVALID_FIELD").field("spec");
     let long = format!("{{\"name\":\"{}\"}}", "x".repeat(300));
     harness.call("POST", "/v1/vms", Some(&long)).await.refused(413, "BODY_TOO_LARGE");
     let chunks =

@@ -193,8 +193,9 @@ async fn bad_input_names_the_field_and_the_range() {
         (r#"{"spec":{"image":"debian","memory_mib":10485760}}"#.to_owned(), "spec.memory_mib"),
         (r#"{"spec":{"image":"debian","memory":1}}"#.to_owned(), "spec.memory"),
         (r#"{"spec":{"image":"debian"},"nmae":"a"}"#.to_owned(), "nmae"),
-        (r#"{"spec":{}}"#.to_owned(), "spec"),
+        (r#"{"spec":{}}"#.to_owned(), "spec.image"),
         ("[]".to_owned(), "body"),
+        (r#"[null,{},{"image":"debian"}]"#.to_owned(), "body"),
         (format!(r#"{{"name":"{long_name}","spec":{{"image":"debian"}}}}"#), "name"),
         (r#"{"labels":{"a":"b\u0007"},"spec":{"image":"debian"}}"#.to_owned(), "labels"),
         (r#"{"spec":{"image":"Not A Name"}}"#.to_owned(), "spec.image"),
@@ -206,6 +207,35 @@ async fn bad_input_names_the_field_and_the_range() {
         assert!(reply.json["detail"].as_str().unwrap().len() > 10, "{reply:?}");
     }
     assert_eq!(harness.call("GET", "/v1/vms", None).await.json["items"], json!([]));
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_told_with_its_range_and_without_what_was_sent() {
+    let harness = Harness::new();
+    let body = r#"{"spec":{"image":"debian","secret_env":"hunter2"}}"#;
+    let reply = harness.call("POST", "/v1/vms", Some(body)).await;
+    reply.refused(400, "INVALID_FIELD").field("spec.secret_env");
+    assert!(!reply.text.contains("hunter2"), "{reply:?}");
+    let body = r#"{"spec":{"image":"debian","ports":[{"guest_port":70000}]}}"#;
+    let reply = harness.call("POST", "/v1/vms", Some(body)).await;
+    reply.refused(400, "INVALID_FIELD").field("spec.ports[0].guest_port");
+    assert!(reply.json["detail"].as_str().unwrap().contains("0 to 65535"), "{reply:?}");
+    harness.call("GET", "/v1/vms/web/wait", None).await.refused(400, "INVALID_FIELD").field("for");
+    let reply = harness.call("GET", "/v1/vms/web/logs?since=yesterday", None).await;
+    reply.refused(400, "INVALID_FIELD").field("since");
+    assert!(reply.json["detail"].as_str().unwrap().contains("RFC 3339"), "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_restart_is_over_when_the_new_run_is_there_and_not_while_the_last_one_lives() {
+    let harness = Harness::new();
+    let vm = harness.create("web").await;
+    place_and_run(&harness.service, vm["id"].as_str().unwrap()).await;
+    let running = "/v1/vms/web/wait?for=running&timeout_ms=50";
+    assert_eq!(harness.call("GET", running, None).await.json["reached"], true);
+    assert_eq!(harness.call("POST", "/v1/vms/web/restart", None).await.status, StatusCode::ACCEPTED);
+    let waited = harness.call("GET", running, None).await;
+    assert_eq!((&waited.json["reached"], &waited.json["vm"]["state"]), (&json!(false), &json!("running")));
 }
 
 #[tokio::test]

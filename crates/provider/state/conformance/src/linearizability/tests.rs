@@ -5,7 +5,7 @@ use flames_state::Key;
 use super::*;
 
 fn key(name: &str) -> Key {
-    Key::new(name.to_owned()).unwrap()
+    Key::new(name).unwrap()
 }
 
 fn put(name: &str, write: WriteId) -> StoreInput {

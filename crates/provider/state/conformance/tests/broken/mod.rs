@@ -184,7 +184,7 @@ impl BrokenStore {
             value: value.clone(),
             version: Version::from_raw(*version),
         };
-        let from = Key::new(range.start().to_vec()).unwrap_or_else(|_| Key::new(vec![0]).unwrap());
+        let from = Key::new(range.start()).unwrap_or_else(|_| Key::new(vec![0]).unwrap());
         let mut all: Vec<Entry> = entries.range(from..).filter(|(key, _)| inside(key)).map(entry).collect();
         let mut offset = 0;
         if let Some(after) = &page.after {

@@ -68,7 +68,7 @@ pub(crate) async fn open(config: PostgresConfig) -> Result<PostgresStore> {
 }
 
 pub(crate) fn key(name: &str) -> Key {
-    Key::new(name.to_owned()).unwrap()
+    Key::new(name).unwrap()
 }
 
 pub(crate) async fn put(store: &PostgresStore, name: &str, value: &str) -> Version {

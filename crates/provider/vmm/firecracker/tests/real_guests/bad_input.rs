@@ -162,10 +162,10 @@ pub(crate) async fn a_firecracker_that_is_too_old_is_told_with_what_to_install(h
 }
 
 /// A file system of its own, for as long as it lives.
-struct Mounted(PathBuf);
+pub(crate) struct Mounted(pub(crate) PathBuf);
 
 impl Mounted {
-    fn at(path: PathBuf) -> Self {
+    pub(crate) fn at(path: PathBuf) -> Self {
         std::fs::create_dir_all(&path).unwrap();
         let mount =
             Command::new("mount").args(["-t", "tmpfs", "-o", "size=512m", "flames-test"]).arg(&path).status();

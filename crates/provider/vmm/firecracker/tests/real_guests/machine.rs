@@ -4,14 +4,13 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use flames_error::ErrorKind;
+use flames_test_guests::process;
 use flames_vmm::{Drive, ExitCause, Phase, StartFrom, Update, VmDriver};
 use flames_vmm_firecracker::Watchdog;
 use futures::StreamExt;
 use tokio::io::AsyncReadExt;
 
-use crate::support::{
-    Host, PATIENCE, TOLD, ask, base, driver_of, name, phase, running, spec, talk, traces, until,
-};
+use crate::support::{Host, PATIENCE, TOLD, ask, base, driver_of, name, phase, running, spec, talk, until};
 
 pub(crate) async fn a_guest_is_told_its_configuration_which_only_its_user_reads(host: &Host) {
     let driver = host.driver();
@@ -143,15 +142,7 @@ pub(crate) async fn a_flood_on_the_console_stays_in_its_bounds(host: &Host) {
     running(&driver, &incarnation).await;
     let mut stream = talk(&driver, &incarnation).await;
     assert_eq!(ask(&mut stream, "flood").await, "flooding");
-    let on_disk = || {
-        let entries = std::fs::read_dir(host.path(&incarnation, ".")).unwrap().flatten();
-        let is_console = |name: &str| name.starts_with("console.");
-        entries
-            .filter(|entry| is_console(&entry.file_name().to_string_lossy()))
-            // A part may be dropped between the listing and the look at it.
-            .filter_map(|entry| Some(entry.metadata().ok()?.len()))
-            .sum::<u64>()
-    };
+    let on_disk = || process::console_on_disk(&host.path(&incarnation, ""));
     let before = driver.stats(&incarnation).await.unwrap().resident_bytes;
     for _ in 0..10 {
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -220,7 +211,7 @@ pub(crate) async fn a_monitor_that_does_not_answer_is_killed_with_the_reason(hos
     running(&driver, &hangs).await;
     running(&driver, &fine).await;
     let mut exits = driver.exits().await.unwrap();
-    traces::signal(host.pids(&hangs)[0], "-STOP");
+    process::signal(host.pids(&hangs)[0], "-STOP");
     let hint = tokio::time::timeout(PATIENCE, exits.next()).await.expect("it is killed");
     assert_eq!(hint.as_ref(), Some(&hangs));
     let exit = until(&driver, &hangs, Phase::Exited).await.exit.unwrap();

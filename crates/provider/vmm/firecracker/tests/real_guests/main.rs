@@ -74,6 +74,7 @@ fn main() -> ExitCode {
             a_machine_takes_a_monitor_that_waits_and_is_confined_as_any_other,
             a_prepared_machine_keeps_its_monitor_over_the_death_of_its_driver,
             what_waits_is_removed_with_its_driver,
+            a_machine_that_no_spare_fits_gets_the_slot_of_one,
             a_spares_name_is_no_incarnations
     ];
     flames_conformance_runner::run(Suite {

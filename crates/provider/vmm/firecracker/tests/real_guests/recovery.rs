@@ -1,11 +1,10 @@
 //! What the next driver makes of what an earlier one left, wherever that was killed.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use flames_test_guests::{Victim, until_killed};
 use flames_vmm::{ExitCause, IncarnationName, Phase, StartFrom, VmDriver};
 use flames_vmm_firecracker::FirecrackerConfig;
 
@@ -17,19 +16,15 @@ pub(crate) const VICTIM: &str = "FLAMES_FIRECRACKER_TEST_VICTIM";
 /// A driver over the host of another process that starts one incarnation and then does nothing.
 pub(crate) fn victim(what: &OsStr) -> ! {
     let (folder, cluster) = what.to_str().unwrap().rsplit_once(' ').unwrap();
-    let config = config_of(folder, cluster);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let driver = driver_of(config);
+    until_killed(async {
+        let driver = driver_of(config_of(folder, cluster));
         driver.capabilities().await.unwrap();
         let from = base::plain();
         driver.prepare(&name("inc_victim"), &spec()).await.unwrap();
         println!("prepared");
         driver.start(&name("inc_victim"), from, false).await.unwrap();
         println!("started");
-        std::future::pending::<()>().await;
-    });
-    unreachable!()
+    })
 }
 
 /// As [`Host::config`], for another process.
@@ -42,33 +37,17 @@ pub(crate) fn config_of(folder: &str, cluster: &str) -> FirecrackerConfig {
     config
 }
 
-fn spawn_victim(host: &Host) -> (Child, BufReader<ChildStdout>) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .env(VICTIM, format!("{} {}", host.folder.path().display(), host.cluster))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let said = BufReader::new(child.stdout.take().unwrap());
-    (child, said)
-}
-
-fn hears(said: &mut impl BufRead, words: &str) {
-    let mut line = String::new();
-    said.read_line(&mut line).unwrap();
-    assert_eq!(line.trim(), words);
-}
-
-fn end(mut child: Child) {
-    child.kill().unwrap();
-    child.wait().unwrap();
+/// A process of this program over the host, once it has prepared its incarnation. `kind`: what it is.
+pub(crate) fn prepared_victim(kind: &str, host: &Host) -> Victim {
+    let mut victim = Victim::spawn(kind, format!("{} {}", host.folder.path().display(), host.cluster));
+    victim.says("prepared");
+    victim
 }
 
 pub(crate) async fn a_guest_outlives_a_driver_that_is_killed(host: &Host) {
-    let (child, mut said) = spawn_victim(host);
-    hears(&mut said, "prepared");
-    hears(&mut said, "started");
-    end(child);
+    let mut victim = prepared_victim(VICTIM, host);
+    victim.says("started");
+    victim.kill();
     let incarnation = name("inc_victim");
     let pids = host.pids(&incarnation);
     assert_eq!(pids.len(), 1);
@@ -91,11 +70,9 @@ pub(crate) async fn a_driver_killed_at_any_point_of_a_start_leaves_what_the_next
     let incarnation = name("inc_victim");
     let mut phases = std::collections::BTreeMap::new();
     for delay_ms in [0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 30, 40, 60] {
-        let (child, mut said) = spawn_victim(host);
-        hears(&mut said, "prepared");
+        let victim = prepared_victim(VICTIM, host);
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
-        end(child);
-        drop(said.bytes());
+        victim.kill();
 
         let driver = host.driver();
         let found = driver.adopt().await.unwrap();

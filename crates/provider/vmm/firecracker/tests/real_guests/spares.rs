@@ -1,15 +1,15 @@
 //! Monitors that wait for their machines: each is one machine's, or is taken away.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use flames_error::ErrorKind;
+use flames_test_guests::{process, until_killed};
 use flames_vmm::{Phase, StopHow, VmDriver};
-use flames_vmm_firecracker::{FirecrackerConfig, FirecrackerDriver};
+use flames_vmm_firecracker::{FirecrackerConfig, FirecrackerDriver, SlotRange};
 
-use crate::recovery::config_of;
+use crate::bad_input::Mounted;
+use crate::recovery::{config_of, prepared_victim};
 use crate::support::{Host, PATIENCE, base, driver_of, name, phase, spec, talk, traces, until};
 
 fn config(host: &Host) -> FirecrackerConfig {
@@ -28,9 +28,8 @@ async fn waiting(driver: &FirecrackerDriver, count: usize) {
 fn monitors(host: &Host) -> Vec<u32> {
     let jails = host.config().jail.cluster_folder();
     let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if std::fs::read_link(entry.path().join("fd/0")).is_ok_and(|input| input.starts_with(&jails)) {
+    for (pid, folder) in process::all() {
+        if std::fs::read_link(folder.join("fd/0")).is_ok_and(|input| input.starts_with(&jails)) {
             found.push(pid);
         }
     }
@@ -74,7 +73,7 @@ pub(crate) async fn a_machine_takes_a_monitor_that_waits_and_is_confined_as_any_
     assert_ne!(limit_of_files(pid), "unlimited");
     assert!(limit_of_memory(pid) < 1 << 30, "the machine's limit, and not the spare's");
     driver.adopt().await.unwrap();
-    assert!(traces::is_alive(pid), "its groups bear a spare's name, which nobody takes for a spare");
+    assert!(process::is_alive(pid), "its groups bear a spare's name, which nobody takes for a spare");
     drop(talk(&driver, &incarnation).await);
     driver.pause(&incarnation).await.unwrap();
     driver.resume(&incarnation).await.unwrap();
@@ -117,31 +116,18 @@ pub(crate) const VICTIM: &str = "FLAMES_FIRECRACKER_TEST_SPARES";
 pub(crate) fn victim(what: &OsStr) -> ! {
     let (folder, cluster) = what.to_str().unwrap().rsplit_once(' ').unwrap();
     let config = FirecrackerConfig { spare_monitors: 2, ..config_of(folder, cluster) };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
+    until_killed(async {
         let driver = driver_of(config);
         driver.adopt().await.unwrap();
         waiting(&driver, 2).await;
         driver.prepare(&name("inc_victim"), &spec()).await.unwrap();
         waiting(&driver, 2).await;
         println!("prepared");
-        std::future::pending::<()>().await;
-    });
-    unreachable!()
+    })
 }
 
 pub(crate) async fn a_prepared_machine_keeps_its_monitor_over_the_death_of_its_driver(host: &Host) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .env(VICTIM, format!("{} {}", host.folder.path().display(), host.cluster))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
-    assert_eq!(said.trim(), "prepared");
-    child.kill().unwrap();
-    child.wait().unwrap();
+    prepared_victim(VICTIM, host).kill();
     let incarnation = name("inc_victim");
     let before = monitors(host);
     assert_eq!(before.len(), 3, "one that is the machine's, and two that wait");
@@ -162,4 +148,39 @@ pub(crate) async fn a_spares_name_is_no_incarnations(host: &Host) {
     let error = driver.prepare(&name("flames_spare_1"), &spec()).await.unwrap_err();
     assert_eq!((error.kind(), error.field()), (ErrorKind::InvalidInput, Some("incarnation")));
     assert!(host.residue().is_empty());
+}
+
+pub(crate) async fn a_machine_that_no_spare_fits_gets_the_slot_of_one(host: &Host) {
+    let mounted = Mounted::at(host.folder.path().join("elsewhere"));
+    let mut config = config(host);
+    config.spare_monitors = 3;
+    config.jail.base = mounted.0.join("jails");
+    config.jail.users = SlotRange { first_user: 3_400_000, count: 2 };
+    let driver = driver_of(config.clone());
+    driver.adopt().await.unwrap();
+    waiting(&driver, 2).await;
+    let begun = Instant::now();
+    let problem = loop {
+        if let Some(problem) = driver.spare_problem() {
+            break problem;
+        }
+        assert!(begun.elapsed() < PATIENCE, "the third cannot be made, and nobody is told");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert!(problem.contains("2 microVMs"), "{problem}");
+    // Their files would have to be mounted.
+    let incarnations = [name("inc_one"), name("inc_two")];
+    for incarnation in &incarnations {
+        driver.prepare(incarnation, &spec()).await.unwrap();
+        assert_eq!(phase(&driver, incarnation).await, Phase::Prepared);
+    }
+    let error = driver.prepare(&name("inc_three"), &spec()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exhausted, "{error:?}");
+    for incarnation in &incarnations {
+        driver.destroy(incarnation).await.unwrap();
+    }
+    waiting(&driver, 2).await;
+    driver.close().await;
+    let left = traces::of(&config);
+    assert!(left.is_empty(), "{left:?}");
 }

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use flames_test_guests::kernel;
 use flames_vmm::{
     AGENT_PORT, Egress, MachineSpec, NetworkPolicy, NetworkSpec, SnapshotArtefacts, SnapshotKind, StartFrom,
     VmDriver,
@@ -18,7 +19,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::world::World;
-use super::{Host, driver_of, guest, made_once, name, scratch, spec};
+use super::{Host, SCRATCH, driver_of, guest, name, spec};
 
 /// How long a boot may take, on a busy host too.
 const BOOT: Duration = Duration::from_secs(180);
@@ -130,14 +131,14 @@ async fn answers(driver: &dyn VmDriver) -> bool {
 fn folder(kind: &str) -> PathBuf {
     // The files are large to be read each time.
     static DIGEST: OnceLock<String> = OnceLock::new();
-    scratch().join(format!("firecracker-{kind}-{}", DIGEST.get_or_init(digest)))
+    SCRATCH.path().join(format!("firecracker-{kind}-{}", DIGEST.get_or_init(digest)))
 }
 
 /// Of a file that each test process needs to know; read once for all of them.
 fn digest_of(file: &Path) -> Vec<u8> {
     let found = file.metadata().unwrap();
     let kept = format!("digest-{}-{}-{}", found.ino(), found.size(), found.mtime());
-    let kept = made_once(&kept, |path| {
+    let kept = SCRATCH.made_once(&kept, |path| {
         std::fs::write(path, Sha256::digest(std::fs::read(file).unwrap())).unwrap();
     });
     std::fs::read(kept).unwrap()
@@ -154,7 +155,7 @@ fn digest() -> String {
     hash.update(config.boot_arguments.join(" "));
     hash.update(guest::cpu_template().map(|template| template.to_string()).unwrap_or_default());
     hash.update(super::MEMORY_MIB.to_le_bytes());
-    for file in [guest::kernel(), guest::initramfs()] {
+    for file in [kernel::unpacked(SCRATCH), guest::initramfs()] {
         hash.update(digest_of(&file));
     }
     hex::encode(&hash.finalize()[..8])

@@ -1,16 +1,13 @@
 //! The guest: the test kernel, and an initramfs of one static program.
 
-use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
+use flames_test_guests::CpioWriter;
 use serde_json::Value;
 
-use super::{find, made_once};
+use super::SCRATCH;
 
-const KERNEL: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../../../../shared/guest-kernel/vmlinux-6.12-emulated.xz");
 const TEMPLATE: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../../../../shared/guest-kernel/cpu-template.json");
 
@@ -79,31 +76,6 @@ int main(void) {
 }
 "#;
 
-/// Where the kernel comes from, or why there is none.
-pub(crate) fn kernel_source() -> Result<PathBuf, String> {
-    match std::env::var_os("FLAMES_TEST_KERNEL") {
-        Some(path) if Path::new(&path).is_file() => Ok(path.into()),
-        Some(path) => Err(format!("FLAMES_TEST_KERNEL names no file: {}", Path::new(&path).display())),
-        None if !Path::new(KERNEL).is_file() => Err(format!("no FLAMES_TEST_KERNEL, and no {KERNEL}")),
-        None if find("xz").is_none() => Err("`xz`, which unpacks the test kernel, is not on PATH".to_owned()),
-        None => Ok(KERNEL.into()),
-    }
-}
-
-pub(crate) fn kernel() -> PathBuf {
-    let source = kernel_source().unwrap();
-    if source != Path::new(KERNEL) {
-        return source.canonicalize().unwrap();
-    }
-    let packed = source.metadata().unwrap();
-    made_once(&format!("vmlinux-{}-{}", packed.size(), packed.mtime()), |path| {
-        let unpacked = Command::new("xz").arg("-dc").arg(&source).output().unwrap();
-        assert!(unpacked.status.success(), "the test kernel can be unpacked");
-        std::fs::write(path, unpacked.stdout).unwrap();
-        readable(path);
-    })
-}
-
 /// The template that the emulated kernel needs; on a machine without it the hardware's processor is shown as it is.
 pub(crate) fn cpu_template() -> Option<Value> {
     let path = std::env::var_os("FLAMES_TEST_CPU_TEMPLATE").unwrap_or_else(|| TEMPLATE.into());
@@ -112,52 +84,18 @@ pub(crate) fn cpu_template() -> Option<Value> {
 }
 
 pub(crate) fn initramfs() -> PathBuf {
-    let sum = INIT
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    made_once(&format!("initramfs-{sum:x}.cpio"), |path| {
+    SCRATCH.made_of("initramfs", INIT.as_bytes(), |path| {
         let folder = tempfile::tempdir().unwrap();
         let (source, program) = (folder.path().join("init.c"), folder.path().join("init"));
         std::fs::write(&source, INIT).unwrap();
         let mut compiler = Command::new("cc");
         compiler.args(["-static", "-O1", "-s", "-w", "-o"]).args([&program, &source]);
         assert!(compiler.status().unwrap().success(), "the test guest can be compiled");
-        let mut archive = Archive::default();
-        archive.add("dev", 0o040_755, (0, 0), &[]);
-        // The kernel opens it for init: character device 5, 1 (Documentation/admin-guide/devices.txt).
-        archive.add("dev/console", 0o020_600, (5, 1), &[]);
-        archive.add("init", 0o100_755, (0, 0), &std::fs::read(&program).unwrap());
-        archive.add("TRAILER!!!", 0, (0, 0), &[]);
-        std::fs::write(path, archive.0).unwrap();
-        readable(path);
+        let mut archive = CpioWriter::new(Vec::new());
+        archive.directory("dev", 0o755).unwrap();
+        // The kernel opens it for init (Documentation/admin-guide/devices.txt).
+        archive.character_device("dev/console", 0o600, 5, 1).unwrap();
+        archive.file("init", 0o755, &std::fs::read(&program).unwrap()).unwrap();
+        std::fs::write(path, archive.finish().unwrap()).unwrap();
     })
-}
-
-fn readable(path: &Path) {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o444)).unwrap();
-}
-
-/// The kernel's initramfs format: cpio, "newc" (Documentation/driver-api/early-userspace/buffer-format.rst).
-#[derive(Default)]
-struct Archive(Vec<u8>);
-
-impl Archive {
-    fn add(&mut self, path: &str, mode: u32, device: (usize, usize), content: &[u8]) {
-        let inode = self.0.len() + 1;
-        let (major, minor) = device;
-        let fields = [inode, mode as usize, 0, 0, 1, 0, content.len(), 0, 0, major, minor, path.len() + 1, 0];
-        self.0.extend_from_slice(b"070701");
-        for field in fields {
-            write!(self.0, "{field:08x}").unwrap();
-        }
-        self.0.extend_from_slice(path.as_bytes());
-        self.0.push(0);
-        self.align();
-        self.0.extend_from_slice(content);
-        self.align();
-    }
-
-    fn align(&mut self) {
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-    }
 }

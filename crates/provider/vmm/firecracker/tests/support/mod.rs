@@ -1,28 +1,26 @@
 //! A host for tests, and a guest that is restored from a snapshot which was made once.
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
 pub(crate) mod base;
 pub(crate) mod guest;
 pub(crate) mod traces;
 pub(crate) mod world;
 
-use std::path::{Path, PathBuf};
+pub(crate) use flames_test_guests::words::{PATIENCE, ask, name, phase, talk, until};
+
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use flames_clock::{RandomExt, SystemClock, SystemRandom};
-use flames_vmm::{
-    AGENT_PORT, BootSource, GuestStream, IncarnationName, MachineSpec, NetworkSpec, Observation, Phase,
-    SecretBytes, StartFrom, VmDriver,
-};
+use flames_test_guests::process::{self, find};
+use flames_test_guests::{Scratch, kernel};
+use flames_vmm::{BootSource, IncarnationName, MachineSpec, NetworkSpec, SecretBytes, StartFrom, VmDriver};
 use flames_vmm_conformance::Unavailable;
 use flames_vmm_firecracker::{FirecrackerConfig, FirecrackerDriver, SlotRange};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, sleep, timeout};
 
-/// How long anything may take on a busy host.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// The test run's own folder, below the target folder.
+pub(crate) const SCRATCH: Scratch = Scratch::new(env!("CARGO_TARGET_TMPDIR"));
 /// The guest's memory.
 pub(crate) const MEMORY_MIB: u64 = 64;
 /// What the guest reads on its configuration disk.
@@ -50,32 +48,7 @@ pub(crate) fn unavailable() -> Option<Unavailable> {
             return lacks(format!("`{program}` is not on PATH"));
         }
     }
-    guest::kernel_source().err().and_then(lacks)
-}
-
-/// A program on `PATH`.
-pub(crate) fn find(name: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?)
-        .map(|folder| folder.join(name))
-        .find(|path| path.is_file())
-}
-
-/// The test run's own folder, below the target folder.
-pub(crate) fn scratch() -> &'static Path {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    std::fs::create_dir_all(folder).unwrap();
-    folder
-}
-
-/// A file of the test run's own that is made once, whoever is first.
-pub(crate) fn made_once(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
-    let path = scratch().join(name);
-    if !path.exists() {
-        let mine = tempfile::Builder::new().prefix(name).tempfile_in(scratch()).unwrap().into_temp_path();
-        make(&mine);
-        mine.persist(&path).unwrap();
-    }
-    path
+    kernel::source().err().and_then(lacks)
 }
 
 /// One host for a driver: a cluster of its own, whose jails stand beside those of the other tests so that they share no user. What runs
@@ -95,14 +68,14 @@ impl Host {
     pub(crate) fn new() -> Self {
         let number: u64 = SystemRandom.next_u64();
         // Below the target folder, since the jails are there: what is on one file system is linked.
-        let folder = tempfile::Builder::new().prefix("firecracker-").tempdir_in(scratch()).unwrap();
+        let folder = tempfile::Builder::new().prefix("firecracker-").tempdir_in(SCRATCH.path()).unwrap();
         Self { folder, cluster: format!("t{number:016x}") }
     }
 
     /// Settings for tests: a small console, and the users of all tests.
     pub(crate) fn config(&self) -> FirecrackerConfig {
         let mut config = FirecrackerConfig::new(self.folder.path(), &self.cluster);
-        config.jail.base = scratch().join("firecracker-jails");
+        config.jail.base = SCRATCH.path().join("firecracker-jails");
         config.jail.users = SlotRange { first_user: 3_000_000, count: 4096 };
         config.jail.parent_group = PARENT_GROUP.to_owned();
         config.cpu_template = guest::cpu_template();
@@ -135,7 +108,7 @@ impl Host {
     pub(crate) fn kill(&self, incarnation: &IncarnationName) {
         let pids = self.pids(incarnation);
         assert!(!pids.is_empty(), "{incarnation} has a process");
-        pids.into_iter().for_each(traces::kill);
+        pids.into_iter().for_each(process::kill);
     }
 }
 
@@ -148,7 +121,7 @@ pub(crate) fn spec() -> MachineSpec {
         vcpus: 1,
         memory_mib: MEMORY_MIB,
         boot: BootSource {
-            kernel: guest::kernel(),
+            kernel: kernel::unpacked(SCRATCH),
             initramfs: Some(guest::initramfs()),
             extra_arguments: guest::ARGUMENTS.split_ascii_whitespace().map(str::to_owned).collect(),
         },
@@ -158,54 +131,10 @@ pub(crate) fn spec() -> MachineSpec {
     }
 }
 
-pub(crate) fn name(text: &str) -> IncarnationName {
-    IncarnationName::new(text).unwrap()
-}
-
 /// Prepares and restores.
 pub(crate) async fn running(driver: &dyn VmDriver, incarnation: &IncarnationName) {
     driver.prepare(incarnation, &spec()).await.unwrap();
     driver.start(incarnation, base::plain(), false).await.unwrap();
-}
-
-pub(crate) async fn phase(driver: &dyn VmDriver, incarnation: &IncarnationName) -> Phase {
-    driver.observe(incarnation).await.unwrap().phase
-}
-
-/// Waits until the incarnation is in the phase.
-pub(crate) async fn until(driver: &dyn VmDriver, incarnation: &IncarnationName, phase: Phase) -> Observation {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let observed = driver.observe(incarnation).await.unwrap();
-        if observed.phase == phase {
-            return observed;
-        }
-        assert!(Instant::now() < deadline, "{incarnation} does not become {phase:?}: {observed:?}");
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// A connection over which the guest has echoed.
-pub(crate) async fn talk(driver: &dyn VmDriver, incarnation: &IncarnationName) -> GuestStream {
-    let mut stream = driver.connect(incarnation, AGENT_PORT).await.unwrap();
-    assert_eq!(ask(&mut stream, "hello").await, "hello");
-    stream
-}
-
-/// Says a line and returns the line that is answered.
-pub(crate) async fn ask(stream: &mut GuestStream, line: &str) -> String {
-    timeout(PATIENCE, async {
-        stream.write_all(format!("{line}\n").as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        loop {
-            match stream.read_u8().await.unwrap() {
-                b'\n' => return String::from_utf8(answer).unwrap(),
-                byte => answer.push(byte),
-            }
-        }
-    })
-    .await
-    .expect("the guest answers")
 }
 
 /// What is restored.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use flames_test_guests::process::{all, is_alive, kill};
 use flames_vmm::IncarnationName;
 use flames_vmm_firecracker::FirecrackerConfig;
 
@@ -14,9 +15,8 @@ pub(crate) fn processes(config: &FirecrackerConfig, incarnation: Option<&Incarna
     let id = incarnation.map(|name| name.as_str().replace('_', "-"));
     let group = id.map_or_else(|| cluster.clone(), |id| format!("{cluster}{id}"));
     let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let groups = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+    for (pid, folder) in all() {
+        let groups = std::fs::read_to_string(folder.join("cgroup")).unwrap_or_default();
         let is_in = |line: &str| match line.find(&group) {
             Some(at) => incarnation.is_none() || line[at..].trim_end() == group,
             None => false,
@@ -26,21 +26,6 @@ pub(crate) fn processes(config: &FirecrackerConfig, incarnation: Option<&Incarna
         }
     }
     found
-}
-
-/// Whether the process is there and not a zombie.
-pub(crate) fn is_alive(pid: u32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    !stat[stat.rfind(')').unwrap()..].starts_with(") Z")
-}
-
-pub(crate) fn signal(pid: u32, signal: &str) {
-    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
-}
-
-pub(crate) fn kill(pid: u32) {
-    // It may be gone already.
-    let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
 }
 
 /// Folders, snapshots, jails, slots, control groups, namespaces and processes of the cluster's incarnations.

@@ -1,13 +1,13 @@
 //! What the next driver makes of what an earlier one left, wherever that was killed.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use flames_clock::SystemClock;
+use flames_test_guests::{Victim, until_killed};
 use flames_vmm::{ExitCause, Phase, StartFrom, StopHow, VmDriver};
 use flames_vmm_qemu::{QemuConfig, QemuDriver};
 use serde_json::{Value, json};
@@ -19,8 +19,7 @@ pub(crate) const CHILD: &str = "FLAMES_QEMU_TEST_CHILD";
 
 /// A driver over the folder that starts one incarnation and then does nothing.
 pub(crate) fn child(folder: OsString) -> ! {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
+    until_killed(async {
         let config =
             QemuConfig { acceleration: flames_vmm_qemu::Acceleration::Tcg, ..QemuConfig::new(folder) };
         let driver = QemuDriver::new(config, Arc::new(SystemClock::new())).unwrap();
@@ -29,26 +28,13 @@ pub(crate) fn child(folder: OsString) -> ! {
         println!("prepared");
         driver.start(&name("inc_child"), StartFrom::Boot, false).await.unwrap();
         println!("started");
-        std::future::pending::<()>().await;
-    });
-    unreachable!()
+    })
 }
 
-fn spawn_child(host: &Host) -> (Child, BufReader<std::process::ChildStdout>) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .env(CHILD, host.root())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let said = BufReader::new(child.stdout.take().unwrap());
-    (child, said)
-}
-
-fn hears(said: &mut impl BufRead, words: &str) {
-    let mut line = String::new();
-    said.read_line(&mut line).unwrap();
-    assert_eq!(line.trim(), words);
+fn prepared_child(host: &Host) -> Victim {
+    let mut child = Victim::spawn(CHILD, host.root());
+    child.says("prepared");
+    child
 }
 
 fn read(path: &Path) -> Value {
@@ -78,12 +64,10 @@ fn process_record(pid: u32, start_ticks: u64, boot_id: &str) -> Vec<u8> {
 
 pub(crate) async fn a_guest_outlives_a_driver_that_is_killed(host: &Host) {
     let incarnation = name("inc_child");
-    let (mut child, mut said) = spawn_child(host);
-    hears(&mut said, "prepared");
-    hears(&mut said, "started");
+    let mut child = prepared_child(host);
+    child.says("started");
     let pids = host.pids(&incarnation);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    child.kill();
 
     let driver = host.driver();
     let found = driver.adopt().await.unwrap();
@@ -104,11 +88,9 @@ pub(crate) async fn a_driver_killed_at_any_point_of_a_start_leaves_what_the_next
     let mut phases = std::collections::BTreeMap::new();
     // A start takes about 100 ms; what is noted on disk is in its first tens.
     for delay_ms in [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20, 25, 30, 40, 60, 80, 120] {
-        let (mut child, mut said) = spawn_child(host);
-        hears(&mut said, "prepared");
+        let child = prepared_child(host);
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
-        child.kill().unwrap();
-        child.wait().unwrap();
+        child.kill();
 
         let driver = host.driver();
         let found = driver.adopt().await.unwrap();
