@@ -110,6 +110,10 @@ fn a_workload_that_is_not_in_the_image_is_told_with_a_shell_s_code() {
     let said = installation.run(&["run", "--name", "x", "test", "--", "nosuch"]).failed(127);
     assert!(said.contains("nosuch") && said.contains("not found"), "{said}");
     assert_eq!(installation.inspect("x")["state"], "failed");
+    // Also by who does not wait for its end.
+    let said = installation.run(&["run", "-d", "--name", "y", "test", "--", "nosuch"]).failed(127);
+    assert!(said.contains("nosuch") && said.contains("not found"), "{said}");
+    assert_eq!(installation.run(&["run", "-d", "--name", "z", "test", "--", "true"]).ok(), "z\n");
 }
 
 #[test]

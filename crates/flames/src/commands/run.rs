@@ -8,7 +8,8 @@ use flames_client::{Client, EventStream};
 use flames_error::ErrorKind;
 use flames_wire::{
     AttachQuery, Bandwidth, CreateVm, CreateVmSpec, DiskKind, Egress, EgressMode, EventType, ExitCause,
-    IncarnationState, Network, Port, PortRange, ReasonCode, RestartRule, SignalProcess, Vm, VmState,
+    ExitStatus, IncarnationState, Network, Port, PortRange, Reason, ReasonCode, RestartRule, SignalProcess,
+    Vm, VmState,
 };
 use futures::StreamExt;
 
@@ -86,10 +87,10 @@ pub(super) async fn run(context: &Context, arguments: RunArgs) -> Outcome {
         Came::Runs(vm) | Came::Over(vm) => vm,
     };
     tell_endpoints(context, &vm);
-    if detach {
+    if detach && vm.state != VmState::Failed && !never_started(client, &vm).await? {
         return detached(context, &vm);
     }
-    let shown = match has_run(&vm) {
+    let shown = match has_run(&vm) && !detach {
         true => show(client, &vm, stdin, tty, &mut interrupts).await,
         false => Ok(Shown::Nothing),
     };
@@ -293,7 +294,38 @@ fn detached(context: &Context, vm: &Vm) -> Outcome {
         true => context.output.json(vm)?,
         false => output::line(&vm.name)?,
     }
-    if vm.state == VmState::Failed { Err(failed(vm, false)) } else { Ok(ExitCode::SUCCESS) }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the workload could not be started, of a VM that is up: its agent knows before it answers. One that its restart policy tries again is
+/// that policy's.
+async fn never_started(client: &Client, vm: &Vm) -> Result<bool, Failure> {
+    if !has_run(vm) || vm.spec.restart.policy != RestartRule::Never {
+        return Ok(false);
+    }
+    let ended_so = |vm: &Vm| is_of_no_start(vm.reason.as_ref());
+    let id = vm.id.to_string();
+    match client.list_processes(&id).await {
+        Ok(list) => {
+            // As a shell's (`ProcessExit::code` of the guest's protocol): only what has such a code is waited for.
+            let codes = [Some(126), Some(127)];
+            let ends = |exit: &ExitStatus| codes.contains(&exit.code);
+            if !list
+                .items
+                .iter()
+                .any(|process| process.id == WORKLOAD && process.exit.as_ref().is_some_and(ends))
+            {
+                return Ok(false);
+            }
+            Ok(ended_so(&lifecycle::reached(client, vm, "ended", Instant::now() + SETTLES).await?))
+        }
+        // Its run is over, or somebody else does something with it.
+        Err(_) => Ok(ended_so(&client.get_vm(&id).await?)),
+    }
+}
+
+fn is_of_no_start(reason: Option<&Reason>) -> bool {
+    reason.is_some_and(|reason| reason.code == ReasonCode::WorkloadNotStarted)
 }
 
 /// Shows the workload's output until it has ended. A connection that breaks is made again where it broke.
@@ -377,10 +409,8 @@ async fn ending(context: &Context, vm: &Vm, shown: Option<Ended>, remove: bool) 
     let end = vm.exit().filter(|end| end.cause != ExitCause::Machine);
     let code = told.or_else(|| end.and_then(|end| exit::of_workload(end.code, end.signal)));
     // A program that never started told nobody why, and its code alone says little.
-    let never_started =
-        vm.reason.as_ref().is_some_and(|reason| reason.code == ReasonCode::WorkloadNotStarted);
     match code {
-        Some(code) if has_run(&vm) && !never_started => Ok(code.into()),
+        Some(code) if has_run(&vm) && !is_of_no_start(vm.reason.as_ref()) => Ok(code.into()),
         Some(code) => Err(Failure { exit: code, ..failed(&vm, remove) }),
         None => Err(failed(&vm, remove)),
     }
