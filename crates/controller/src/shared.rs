@@ -117,7 +117,8 @@ impl Shared {
         DriverInfo {
             name: self.driver.name().to_owned(),
             version: capabilities.version.clone(),
-            acceleration: capabilities.acceleration.clone(),
+            // However much the driver says: it does not keep the host from registering. By the others drivers are compared, so those stay whole.
+            acceleration: DriverInfo::text(&capabilities.acceleration),
             pause: capabilities.pause,
             snapshot: capabilities.snapshot,
             diff_snapshot: capabilities.diff_snapshot,

@@ -5,6 +5,7 @@ use std::ops::{Add, Sub};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::event::cut;
 use crate::{
     AddressBlock, AddressSlots, ControllerId, CpuFacts, DriverNetwork, GuestAddress, Labels, SessionToken,
     VmName,
@@ -88,6 +89,27 @@ pub struct DriverInfo {
     /// Whether the network of a VM can be changed while it runs, for VMs with an address of their own.
     #[serde(default)]
     pub live_network: bool,
+}
+
+impl DriverInfo {
+    /// The longest text, in bytes. No text has control characters.
+    pub const MAX_TEXT: usize = 256;
+
+    /// A text for readers that a driver may have: one that is too long is cut, and control characters become spaces, since part of it may be what
+    /// a monitor said as it failed.
+    pub fn text(text: impl AsRef<str>) -> String {
+        cut(text.as_ref(), Self::MAX_TEXT)
+    }
+
+    /// Whether each of its texts is one that [`DriverInfo::text`] gives.
+    pub fn is_bounded(&self) -> bool {
+        let cpu = &self.cpu;
+        [&self.name, &self.acceleration, &cpu.vendor, &cpu.model, &cpu.features]
+            .into_iter()
+            .chain(&self.version)
+            .chain(&self.default_kernel)
+            .all(|text| text.len() <= Self::MAX_TEXT && !text.contains(char::is_control))
+    }
 }
 
 /// A host's daemon: its identity and what it offers. Written by registration and by operators only; a heartbeat does not touch it.

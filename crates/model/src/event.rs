@@ -77,17 +77,15 @@ impl Reason {
 
     /// A reason; a message that is too long is cut, and control characters become spaces, since part of it may come from a guest.
     pub fn new(code: ReasonCode, message: impl AsRef<str>) -> Self {
-        let mut message: String = message
-            .as_ref()
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .take(Self::MAX_MESSAGE)
-            .collect();
-        while message.len() > Self::MAX_MESSAGE {
-            message.pop();
-        }
-        Self { code, message }
+        Self { code, message: cut(message.as_ref(), Self::MAX_MESSAGE) }
     }
+}
+
+/// As much of a text as fits into so many bytes, with spaces for control characters.
+pub(crate) fn cut(text: &str, most: usize) -> String {
+    let mut text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(most).collect();
+    text.truncate(text.floor_char_boundary(most));
+    text
 }
 
 /// What happened.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::extract::State;
 use flames_clock::ClockExt;
 use flames_error::{Error, ErrorKind, Result};
-use flames_model::{IncarnationId, Labels, Reason, Report, SnapshotProgress, SnapshotReport};
+use flames_model::{DriverInfo, IncarnationId, Labels, Reason, Report, SnapshotProgress, SnapshotReport};
 use flames_service::{Register, ReportOutcome, codes};
 use flames_wire::host::{
     Assigned, AssignmentsPage, Changes, HostSession, MAX_ASSIGNMENTS, MAX_REPORTS, RegisterRequest,
@@ -18,8 +18,6 @@ use crate::Host;
 use crate::answer::{Failure, JsonAnswer};
 use crate::input::{Json, Parameters, Session, proof};
 
-/// The longest text of a driver's description.
-const MAX_TEXT: usize = 256;
 /// The most endpoints of one report: as many as a VM has ports.
 const MAX_ENDPOINTS: usize = 32;
 
@@ -48,14 +46,11 @@ pub(crate) async fn register(
     Json(request): Json<RegisterRequest>,
 ) -> Answer<Registered> {
     let proof = proof(&host, &headers).await?;
-    let cpu = &request.driver.cpu;
-    let long = [&request.driver.name, &request.driver.acceleration, &cpu.vendor, &cpu.model, &cpu.features]
-        .into_iter()
-        .chain(&request.driver.version)
-        .chain(&request.driver.default_kernel)
-        .any(|text| text.len() > MAX_TEXT || text.chars().any(char::is_control));
-    if long {
-        let sentence = "A driver's texts are at most 256 bytes without control characters.";
+    if !request.driver.is_bounded() {
+        let sentence = format!(
+            "A driver's texts are at most {} bytes without control characters.",
+            DriverInfo::MAX_TEXT
+        );
         return Err(Error::invalid("host.register", "driver", sentence)
             .with_code(codes::INVALID_FIELD)
             .into());

@@ -323,6 +323,8 @@ async fn what_a_controller_says_of_itself_is_bounded() {
     long.driver.acceleration = "x".repeat(300);
     let error = host.register(&long).await.unwrap_err();
     assert_eq!((error.kind(), error.field()), (ErrorKind::InvalidInput, Some("driver")));
+    long.driver.acceleration = DriverInfo::text("it said: ä\n".repeat(100));
+    host.register(&long).await.unwrap();
     let mut huge = request(1, "host-1");
     huge.driver.name = "x".repeat(2 * 1024 * 1024);
     assert_eq!(host.register(&huge).await.unwrap_err().code(), Some("BODY_TOO_LARGE"));

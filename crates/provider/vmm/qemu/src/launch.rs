@@ -149,7 +149,8 @@ async fn give_up(context: &Context, attached: &Attached, loads_snapshot: bool, e
         attached.ends_within(context.config.deadlines.command).await;
     }
     attached.kill().await;
-    let words = attached.last_words();
+    // In one line, as the rest of what is said of an error.
+    let words = attached.last_words().map(|words| words.split_whitespace().collect::<Vec<_>>().join(" "));
     let said = words.as_deref().unwrap_or("nothing");
     let (kind, message) = if error == QmpError::Deadline {
         (ErrorKind::Unavailable, "the monitor did not load the machine in time")
