@@ -12,7 +12,7 @@ const LITTLE: u32 = 20;
 /// Calls `give_back` after each half minute in which the process used less than a twentieth of a processor. One that is busy takes again at once what
 /// it has freed, and then has to be given each page by the kernel (ADR 0018). `used` is the processor time of the process until now.
 ///
-/// Never returns. Dropped, it stops at once or, while memory is given back, after that.
+/// Never returns. Cancel-safe; what is being given back when it is dropped, the end of the runtime waits for.
 pub(crate) async fn give_back_when_quiet(
     clock: &dyn Clock,
     used: impl Fn() -> Duration,

@@ -12,9 +12,10 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
+use super::objects::Objects;
 use super::words::refused;
 use crate::api::Api;
-use crate::failure::{Failure, invalid, too_large, unreadable};
+use crate::failure::{Failure, too_large, unreadable};
 
 /// The longest piece that is handed on at once.
 const MAX_PIECE: usize = 1024 * 1024;
@@ -71,11 +72,7 @@ impl<T: DeserializeOwned> FromRequest<Api> for Json<T> {
             return Err(unsupported("application/json").into());
         }
         let bytes = read_whole(request, api.config.max_json_bytes).await?;
-        // An array would be read too, as an object's fields in their order here.
-        if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
-            return Err(invalid("body", "The body must be a JSON object."));
-        }
-        let value = match serde_json::from_slice(&bytes) {
+        let value = match read(&bytes) {
             Ok(value) => value,
             Err(_) => read_naming_fields(&bytes)?,
         };
@@ -83,10 +80,17 @@ impl<T: DeserializeOwned> FromRequest<Api> for Json<T> {
     }
 }
 
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = T::deserialize(Objects(&mut deserializer))?;
+    deserializer.end()?;
+    Ok(value)
+}
+
 /// Reads JSON again that could not be read, and names the field that is wrong: to know the way to each field costs as much as reading it.
 fn read_naming_fields<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<T, Failure> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let value = serde_path_to_error::deserialize(Objects(&mut deserializer)).map_err(|error| {
         let path = error.path().to_string();
         let cause = error.into_inner();
         if cause.is_data() {

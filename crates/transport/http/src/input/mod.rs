@@ -2,6 +2,7 @@
 
 mod body;
 mod change;
+mod objects;
 mod query;
 mod words;
 

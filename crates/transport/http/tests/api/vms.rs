@@ -196,6 +196,7 @@ async fn bad_input_names_the_field_and_the_range() {
         (r#"{"spec":{}}"#.to_owned(), "spec.image"),
         ("[]".to_owned(), "body"),
         (r#"[null,{},{"image":"debian"}]"#.to_owned(), "body"),
+        (r#"{"spec":{"image":"debian","ports":[[80,null]]}}"#.to_owned(), "spec.ports[0]"),
         (format!(r#"{{"name":"{long_name}","spec":{{"image":"debian"}}}}"#), "name"),
         (r#"{"labels":{"a":"b\u0007"},"spec":{"image":"debian"}}"#.to_owned(), "labels"),
         (r#"{"spec":{"image":"Not A Name"}}"#.to_owned(), "spec.image"),
