@@ -1,7 +1,9 @@
 //! The settings of this process and its host.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use flames_model::{IpRange, VmName};
 
@@ -9,6 +11,9 @@ use super::keys::Section;
 use super::problem::Problem;
 use super::{Settings, Source};
 use crate::args::parse;
+
+/// What `boot_deadline` may be.
+const BOOT_DEADLINES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
 
 /// What `flames up` runs with, its providers apart.
 #[derive(Debug, Clone)]
@@ -31,6 +36,8 @@ pub(crate) struct UpConfig {
     pub(crate) kernel_arguments: Vec<String>,
     /// Monitors of Firecracker that wait for a VM.
     pub(crate) spare_monitors: usize,
+    /// From the start of a machine until its guest's agent must have answered.
+    pub(crate) boot_deadline: Duration,
     pub(crate) kernel: Option<PathBuf>,
     pub(crate) kernel_modules: Option<PathBuf>,
     pub(crate) agent: Option<PathBuf>,
@@ -147,6 +154,10 @@ impl UpConfig {
                 wrong("resolvers", format!("`{text}` is no address: write 192.0.2.53, or 192.0.2.53:5353"))
             })
         };
+        let boot_deadline = settings.duration("boot_deadline");
+        if !BOOT_DEADLINES.contains(&boot_deadline) {
+            return Err(wrong("boot_deadline", "it is from 1s to 1h".to_owned()));
+        }
         let labels =
             settings.list("host_labels").iter().map(|pair| parse::pair(pair)).collect::<Result<_, _>>();
         Ok(Self {
@@ -170,6 +181,7 @@ impl UpConfig {
             spare_monitors: settings
                 .number("spare_monitors")
                 .map_or(0, |number| usize::try_from(number).unwrap_or(usize::MAX)),
+            boot_deadline,
             kernel,
             kernel_modules: modules,
             agent,

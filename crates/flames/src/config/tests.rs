@@ -54,6 +54,17 @@ impl Case {
 }
 
 #[test]
+fn a_boot_takes_no_longer_than_is_allowed_and_that_is_from_a_second_to_an_hour() {
+    let deadline = |said| UpConfig::of(&Case::new("", said).settings()).map(|config| config.boot_deadline);
+    assert_eq!(deadline(vec![]).unwrap(), Duration::from_secs(60));
+    assert_eq!(deadline(vec![flag("boot_deadline", "3m")]).unwrap(), Duration::from_secs(180));
+    for wrong in ["999ms", "61m"] {
+        let problem = deadline(vec![flag("boot_deadline", wrong)]).unwrap_err().to_string();
+        assert!(problem.contains("boot_deadline") && problem.contains("from 1s to 1h"), "{problem}");
+    }
+}
+
+#[test]
 fn without_a_configuration_everything_is_in_one_folder_and_nothing_else_is_needed() {
     let settings = Case::new("", vec![]).settings();
     let backends = Section::ALL[1..].iter().map(|section| settings.backend(*section));

@@ -9,7 +9,7 @@ use flames_client::HostApi;
 use flames_clock::{Clock, SystemRandom};
 use flames_controller::{
     Controller, ControllerConfig, ControllerParts, DEFAULT_OUTPUT_KEPT, FileFolder, GuestStreams, Offer,
-    Refused, ShutdownMode, SnapshotStore, Superseded, detect_capacity,
+    Refused, ShutdownMode, SnapshotStore, Superseded, Timings, detect_capacity,
 };
 use flames_error::Result;
 use flames_model::{IncarnationId, Labels, Resources};
@@ -68,6 +68,7 @@ impl Host {
             superseded: plane.superseded,
             refused: plane.refused,
             address_block,
+            timings: Timings { agent_ready: arguments.boot_deadline, ..Timings::default() },
             ..ControllerConfig::new(arguments.name.clone(), capacity)
         };
         let controller = Controller::start(

@@ -16,8 +16,8 @@ use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use flames_conformance_runner::{Case, Suite, Time, run};
-use host::Host;
+use flames_conformance_runner::{CASE_LIMIT, Case, Suite, Time, run};
+use host::{BOOT, Host};
 use lab::{METADATA, OTHER_PORT, PRIVATE, PUBLIC, PUBLIC_TOO, PUBLIC6};
 use support::{eventually, wait};
 
@@ -44,6 +44,8 @@ macro_rules! cases {
             vec![$(Case {
                 name: stringify!($case),
                 ignored: None,
+                // One of them boots a guest.
+                limit: CASE_LIMIT + BOOT,
                 run: Box::new(|| Box::pin(async { $case() })),
             }),+]
         }

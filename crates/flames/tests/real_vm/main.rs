@@ -13,7 +13,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use flames_conformance_runner::{Case, Suite, Time, Unavailable, run};
+use flames_conformance_runner::{CASE_LIMIT, Case, Suite, Time, Unavailable, run};
 use guest::*;
 use support::Installation;
 use support::busybox::import_busybox;
@@ -35,6 +35,7 @@ macro_rules! cases {
             vec![$(Case {
                 name: stringify!($case),
                 ignored: None,
+                limit: CASE_LIMIT,
                 run: Box::new(|| Box::pin(async { $case() })),
             }),+]
         }

@@ -16,7 +16,7 @@ mod support;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use flames_conformance_runner::{Case, Suite, Time, run};
+use flames_conformance_runner::{CASE_LIMIT, Case, Suite, Time, run};
 use flames_test_servers::{Unavailable, shared};
 
 use bucket::make_bucket;
@@ -93,6 +93,7 @@ fn case(name: &'static str, needs: Needs, work: fn()) -> Case {
     Case {
         name,
         ignored: missing.filter(|_| failed.is_none()).map(|(_, reason)| reason),
+        limit: CASE_LIMIT,
         run: Box::new(move || {
             Box::pin(async move {
                 if let Some((service, reason)) = failed {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::{Case, CaseFuture};
 
-/// How long a case may take in real time, whatever its runtime's time does.
+/// How long a case may take in real time, whatever its runtime's time does, unless it says otherwise ([`Case::limit`]).
 pub const CASE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a runtime may take to end after its case.
@@ -31,13 +31,16 @@ pub fn failures(cases: Vec<Case>, time: Time) -> BTreeMap<&'static str, String> 
     cases
         .into_iter()
         .filter(|case| case.ignored.is_none())
-        .filter_map(|case| execute(case.name, time, case.run).err().map(|message| (case.name, message)))
+        .filter_map(|case| {
+            execute(case.name, time, case.limit, case.run).err().map(|message| (case.name, message))
+        })
         .collect()
 }
 
 pub(crate) fn execute(
     name: &str,
     time: Time,
+    limit: Duration,
     run: Box<dyn FnOnce() -> CaseFuture + Send>,
 ) -> Result<(), String> {
     let (sender, receiver) = mpsc::channel();
@@ -50,9 +53,7 @@ pub(crate) fn execute(
         return Err(format!("no thread for the case: {error}"));
     }
     // A case that hangs cannot be stopped from outside; its thread is left behind and ends with the test process.
-    receiver
-        .recv_timeout(CASE_LIMIT)
-        .unwrap_or_else(|_| Err(format!("the case did not end within {CASE_LIMIT:?}")))
+    receiver.recv_timeout(limit).unwrap_or_else(|_| Err(format!("the case did not end within {limit:?}")))
 }
 
 fn on_own_runtime(time: Time, run: Box<dyn FnOnce() -> CaseFuture + Send>) -> Result<(), String> {
@@ -81,8 +82,8 @@ mod tests {
     #[test]
     fn a_case_that_panics_fails_with_its_message() {
         for time in [Time::Paused, Time::Real] {
-            let outcome =
-                execute("it_breaks", time, Box::new(|| Box::pin(async { panic!("broken by {}", 7) })));
+            let breaks = || -> CaseFuture { Box::pin(async { panic!("broken by {}", 7) }) };
+            let outcome = execute("it_breaks", time, CASE_LIMIT, Box::new(breaks));
             assert_eq!(outcome, Err("broken by 7".to_owned()));
         }
     }
@@ -91,7 +92,14 @@ mod tests {
     fn under_paused_time_an_hour_passes_at_once() {
         let before = std::time::Instant::now();
         let hour = || -> CaseFuture { Box::pin(tokio::time::sleep(Duration::from_secs(3_600))) };
-        assert_eq!(execute("it_waits", Time::Paused, Box::new(hour)), Ok(()));
+        assert_eq!(execute("it_waits", Time::Paused, CASE_LIMIT, Box::new(hour)), Ok(()));
         assert!(before.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_case_that_does_not_end_within_its_own_limit_fails() {
+        let hangs = || -> CaseFuture { Box::pin(std::future::pending()) };
+        let outcome = execute("it_hangs", Time::Real, Duration::from_millis(20), Box::new(hangs));
+        assert!(outcome.is_err_and(|said| said.contains("20ms")));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::suite::{Case, CaseFuture};
-use crate::{Hook, Row, Suite, Time, Unavailable};
+use crate::{CASE_LIMIT, Hook, Row, Suite, Time, Unavailable};
 
 /// How a provider is brought under test. `F` is what the suite's cases are given: its `dyn Fixture`.
 #[async_trait]
@@ -84,6 +84,7 @@ impl<F: ?Sized + Send + Sync + 'static> Interface<F> {
             Case {
                 name: row.name,
                 ignored: row.needs.and_then(&missing),
+                limit: CASE_LIMIT,
                 run: Box::new(move || -> CaseFuture {
                     Box::pin(async move {
                         // Cases that need a hook run on fixtures that have it.

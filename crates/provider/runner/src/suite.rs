@@ -6,11 +6,12 @@ use std::ops::Deref;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::Time;
-use crate::execute::execute;
+use crate::execute::{CASE_LIMIT, execute};
 
 /// A case under way. It need not be `Send`: it is made and run on one thread.
 pub type CaseFuture = Pin<Box<dyn Future<Output = ()>>>;
@@ -51,6 +52,8 @@ pub struct Case {
     pub name: &'static str,
     /// Why this provider cannot be held to it, decided when the case is listed.
     pub ignored: Option<String>,
+    /// How long it may take in real time.
+    pub limit: Duration,
     /// Makes the case's future; called on the thread that runs it.
     pub run: Box<dyn FnOnce() -> CaseFuture + Send>,
 }
@@ -119,6 +122,7 @@ pub fn cases<F: Deref + 'static, Made: Future<Output = F> + 'static>(
         Case {
             name: row.name,
             ignored: row.needs.and_then(&lacks),
+            limit: CASE_LIMIT,
             run: Box::new(move || Box::pin(async move { (row.run)(fresh().await).await })),
         }
     };
@@ -175,9 +179,9 @@ fn trials(suite: Suite, required: &str, tell: impl Fn(&str)) -> Vec<Trial> {
                     Trial::ignorable_test(case.name, move || Ok(Completion::ignored_with(reason)))
                         .with_ignored_flag(true)
                 }
-                None => {
-                    Trial::test(case.name, move || execute(case.name, time, case.run).map_err(Failed::from))
-                }
+                None => Trial::test(case.name, move || {
+                    execute(case.name, time, case.limit, case.run).map_err(Failed::from)
+                }),
             }
         })
         .collect()
@@ -193,6 +197,7 @@ mod tests {
         let case = |name, ignored: Option<&str>| Case {
             name,
             ignored: ignored.map(Into::into),
+            limit: CASE_LIMIT,
             run: Box::new(|| Box::pin(async {})),
         };
         let cases = vec![case("it_works", None), case("it_lasts", Some("it is not durable"))];

@@ -103,7 +103,7 @@ fn told<T: Debug + PartialEq + Default>(found: &T) -> Result<(), Failed> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Case, Time};
+    use crate::{CASE_LIMIT, Case, Time};
 
     #[derive(Debug, Clone, Copy, PartialEq)]
     enum Flaw {
@@ -116,6 +116,7 @@ mod tests {
         let case = |name, passes: bool, ignored| Case {
             name,
             ignored,
+            limit: CASE_LIMIT,
             run: Box::new(move || Box::pin(async move { assert!(passes) })),
         };
         let skipped = Some("there is none".to_owned());

@@ -1,6 +1,8 @@
 //! The settings of this process and its host.
 
-use super::Kind::{Amount, Choice, Count, List, Loopback, Name, Pairs, Path, Secret, Switch, Text, Urls};
+use super::Kind::{
+    Amount, Choice, Count, Duration, List, Loopback, Name, Pairs, Path, Secret, Switch, Text, Urls,
+};
 use super::Section::Host;
 use super::{Key, key, set};
 
@@ -118,6 +120,14 @@ pub(super) const KEYS: &[Key] = &[
         None,
         "8",
         "How many jailed Firecrackers wait for their VMs, some 8 MiB each, so that as many starts at once take less time; at most 256 [default: 0].",
+    ),
+    set(
+        Host,
+        "boot_deadline",
+        Duration,
+        &[],
+        "60s",
+        "How long a guest may take from its machine's start until its agent answers, from 1s to 1h. A host that emulates processors, or a system that starts much, needs longer.",
     ),
     key(
         Host,
