@@ -176,7 +176,12 @@ fn jailer_of(incarnation: &str, folder: &Path) -> (Process, ChildStdin) {
     // Two commands, so that the shell stays itself.
     let words = ["-c", "read line; exit", "sh", "--id", &id, "--chroot-base-dir"];
     let mut child = Command::new("sh").args(words).arg(folder).stdin(Stdio::piped()).spawn().unwrap();
-    (Process::of_child(child.id()).unwrap(), child.stdin.take().unwrap())
+    let process = Process::of_child(child.id()).unwrap();
+    // Right after `exec` its command line does not stand there yet.
+    while crate::support::of_process(child.id(), "cmdline").is_empty() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    (process, child.stdin.take().unwrap())
 }
 
 pub(crate) async fn a_jailer_of_another_jail_of_the_same_name_is_never_killed(host: &Host) {
