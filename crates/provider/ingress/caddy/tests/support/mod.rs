@@ -105,26 +105,37 @@ impl Caddy {
              content-length: {}\r\n\r\n{body}",
             body.len()
         );
-        let (status, body) = exchange(&self.admin(), &request).await;
-        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
+        // A change makes Caddy serve its admin API anew: who asks in that moment may be hung up on. A question can be asked again.
+        let asked = Instant::now();
+        loop {
+            if let Some((status, body)) = exchange(&self.admin(), &request).await {
+                return (status, serde_json::from_str(&body).unwrap_or(Value::Null));
+            }
+            assert!(
+                method == "GET" && asked.elapsed() < Duration::from_secs(20),
+                "no answer to {method} {path}"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// GET `/` of a host through Caddy: status and body.
     pub async fn get(&self, host: &str) -> (u16, String) {
         let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
-        exchange(&self.folder.path().join("server"), &request).await
+        exchange(&self.folder.path().join("server"), &request).await.expect("no answer")
     }
 }
 
-async fn exchange(socket: &Path, request: &str) -> (u16, String) {
+/// None: the connection was closed without an answer.
+async fn exchange(socket: &Path, request: &str) -> Option<(u16, String)> {
     let mut stream = UnixStream::connect(socket).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.ok()?;
     let mut answer = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
-    read.expect("no answer").unwrap();
+    read.expect("no answer").ok()?;
     let answer = String::from_utf8(answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head[9..12].parse().unwrap(), body.to_owned())
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head[9..12].parse().unwrap(), body.to_owned()))
 }
 
 /// A target that answers with its name. Ends with the test's process.
