@@ -44,7 +44,7 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Gives back to the kernel what is free now, but for what other threads keep for themselves, which is little. Blocks: milliseconds for each 100 MiB.
+/// Gives back to the kernel what is free now, but for what other threads keep for themselves, which is little. Blocks, the longer the more that is.
 pub fn give_back_freed_memory() {
     // SAFETY: has no requirements, and may be called from any thread (`mimalloc.h`).
     #[allow(unsafe_code)]
